@@ -1,0 +1,553 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::daemon::ports::PortRange;
+use crate::error::Kind;
+
+/// Fork a running PostgreSQL cluster on any disk, in an instant.
+///
+/// A store holds forks; each fork is a complete, writable data directory under the store's mount point, and shares with
+/// its parent every page that neither has changed. The daemon that serves a store is started by the first command that needs it.
+#[derive(Debug, Parser)]
+#[command(name = "pgcowfs", version, max_term_width = 110, after_long_help = general_help(), after_help = SHORT_HELP)]
+#[command(disable_help_subcommand = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Debug)]
+pub struct Global {
+    /// The store's directory [default: $XDG_DATA_HOME/pgcowfs, else ~/.local/share/pgcowfs; for root /var/lib/pgcowfs]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "DIR",
+        env = "PGCOWFS_STORE",
+        hide_env_values = true
+    )]
+    pub store: Option<PathBuf>,
+    /// Print the result as JSON (errors too, on stderr)
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+    /// No progress and no remarks on stderr
+    #[arg(long, short, global = true, help_heading = "Global options")]
+    pub quiet: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a store
+    Init(Init),
+    /// Make a root fork: a fresh cluster, a copy of one, or one used in place
+    Create(Create),
+    /// Start a fork's PostgreSQL and wait until it accepts connections
+    Start(Start),
+    /// Stop a fork's PostgreSQL
+    Stop(Stop),
+    /// Stop a fork's PostgreSQL if it runs, and start it
+    Restart(Restart),
+    /// Fork a cluster, running or stopped
+    Fork(Fork),
+    /// Run psql on a fork
+    Psql(Psql),
+    /// Print a fork's connection strings
+    Url(Url),
+    /// List the forks
+    #[command(visible_alias = "ls")]
+    List(List),
+    /// Show everything about one fork
+    Show(Show),
+    /// Print the path of a fork's data directory
+    Path(Show),
+    /// Remove forks
+    #[command(visible_alias = "remove")]
+    Rm(Rm),
+    /// Mount the store (starts its daemon)
+    Mount(Mount),
+    /// Unmount the store (ends its daemon)
+    Umount(Umount),
+    /// Show the state of the store and its daemon
+    Status(Status),
+}
+
+/// `init`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs init
+  pgcowfs --store /data/forks init --port-range 7000-7499
+  sudo pgcowfs init --run-as postgres")]
+pub struct Init {
+    /// Where the forks appear [default: STORE/mnt]
+    #[arg(long, value_name = "DIR")]
+    pub mountpoint: Option<PathBuf>,
+    /// The ports that forks are given
+    #[arg(long, value_name = "FIRST-LAST", default_value = "6000-6999")]
+    pub port_range: PortRange,
+    /// The user PostgreSQL runs as when this program runs as root [default: postgres]
+    #[arg(long, value_name = "USER")]
+    pub run_as: Option<String>,
+}
+
+/// Options about a fork's server that `create` and `fork` share.
+#[derive(Args, Debug)]
+pub struct ServerOptions {
+    /// The fork's TCP port [default: the first free one of the store's range]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// Addresses the server listens on; empty for none
+    #[arg(long, value_name = "ADDRESSES", default_value = "localhost")]
+    pub listen: String,
+    /// A setting for the fork's postgresql.auto.conf; may be repeated
+    #[arg(long = "set", short = 'c', value_name = "NAME=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, String)>,
+    /// Keep replication, archiving and job settings as they are: the fork may act as its parent
+    #[arg(long)]
+    pub keep_identity: bool,
+}
+
+/// Which PostgreSQL to use.
+#[derive(Args, Debug)]
+pub struct BinaryOptions {
+    /// The directory with postgres and initdb [default: found by version in PATH, pg_config, /usr/lib/postgresql/*/bin]
+    #[arg(long, value_name = "DIR")]
+    pub pg_bin: Option<PathBuf>,
+}
+
+/// `create`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs create main                                         a fresh cluster (initdb)
+  pgcowfs create main --pg-version 16 --initdb-arg=--data-checksums
+  pgcowfs create prod --from /var/lib/postgresql/15/main      a copy of a stopped cluster
+  pgcowfs create prod --base /var/lib/postgresql/15/main      a stopped cluster used in place, read-only, at once
+
+A Debian cluster's configuration under /etc/postgresql is found and brought in.")]
+pub struct Create {
+    /// The new fork's name
+    pub name: String,
+    /// Copy this stopped cluster in
+    #[arg(long, value_name = "PGDATA", conflicts_with_all = ["base", "pg_version", "initdb_arg"])]
+    pub from: Option<PathBuf>,
+    /// Use this stopped cluster in place, read-only; it must stay as it is
+    #[arg(long, value_name = "PGDATA", conflicts_with_all = ["pg_version", "initdb_arg"])]
+    pub base: Option<PathBuf>,
+    /// Where that cluster's postgresql.conf is, if not in its data directory [default: found as Debian lays it out]
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// Which PostgreSQL to use.
+    #[command(flatten)]
+    pub binaries: BinaryOptions,
+    /// The major version of a fresh cluster [default: that of the first binaries found]
+    #[arg(long, value_name = "N")]
+    pub pg_version: Option<u32>,
+    /// An argument for initdb; may be repeated
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub initdb_arg: Vec<String>,
+    /// The operating system's user that owns and runs it, for root only [default: the source's owner, else the store's --run-as]
+    #[arg(long, value_name = "USER")]
+    pub run_as: Option<String>,
+    /// The database superuser to connect as [default: postgres, or the source directory's owner]
+    #[arg(long, value_name = "ROLE")]
+    pub superuser: Option<String>,
+    /// About its server.
+    #[command(flatten)]
+    pub server: ServerOptions,
+}
+
+/// How `start` starts.
+#[derive(Args, Debug)]
+pub struct StartOptions {
+    /// Seconds to wait until it accepts connections
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub timeout: Duration,
+    /// PostgreSQL's protection against torn pages, for this run (never written to the data directory)
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub full_page_writes: Switch,
+    /// Which PostgreSQL to use.
+    #[command(flatten)]
+    pub binaries: BinaryOptions,
+    /// A setting for this run, on the server's command line; may be repeated
+    #[arg(long = "set", short = 'c', value_name = "NAME=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, String)>,
+}
+
+/// `start`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs start pr42
+  pgcowfs start pr42 -c shared_buffers=1GB
+  pgcowfs start pr42 --port 6500              moves it to that port, for good
+
+The server's log is STORE/logs/FORK.log.")]
+pub struct Start {
+    /// The fork
+    pub fork: String,
+    /// Give the fork this port from now on
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// How to start it.
+    #[command(flatten)]
+    pub options: StartOptions,
+}
+
+/// How `stop` stops.
+#[derive(Args, Debug)]
+pub struct StopOptions {
+    /// smart waits for clients, fast disconnects them, immediate leaves recovery to the next start
+    #[arg(long, short, default_value = "fast")]
+    pub mode: StopMode,
+    /// Seconds to wait until it has stopped
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+/// `stop`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs stop pr42
+  pgcowfs stop pr42 --mode immediate")]
+pub struct Stop {
+    /// The fork
+    pub fork: String,
+    /// How to stop it.
+    #[command(flatten)]
+    pub options: StopOptions,
+}
+
+/// `restart`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  pgcowfs restart pr42 -c work_mem=64MB")]
+pub struct Restart {
+    /// The fork
+    pub fork: String,
+    /// How to stop it: smart, fast or immediate
+    #[arg(long, short, default_value = "fast")]
+    pub mode: StopMode,
+    /// How to start it.
+    #[command(flatten)]
+    pub options: StartOptions,
+}
+
+/// `fork`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs fork main pr42
+  pgcowfs fork main pr42 --start
+  pgcowfs fork main pr42 --checkpoint always      shortest recovery in the fork
+  pgcowfs fork main pr42 --json                   with fork_ms and stall_ms
+
+The fork is the parent at one instant; a running parent runs on. The fork has its own port and socket directory, and does \
+not archive, replicate, subscribe or run scheduled jobs (unless --keep-identity).")]
+pub struct Fork {
+    /// The fork to copy
+    pub parent: String,
+    /// The new fork's name
+    pub child: String,
+    /// Ask a running parent for a CHECKPOINT first; auto: when it wrote more WAL than --checkpoint-wal since the last one
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub checkpoint: CheckpointMode,
+    /// The amount of WAL for --checkpoint auto
+    #[arg(long, value_name = "SIZE", default_value = "64MB", value_parser = size)]
+    pub checkpoint_wal: u64,
+    /// Start the new fork, too
+    #[arg(long)]
+    pub start: bool,
+    /// About its server.
+    #[command(flatten)]
+    pub server: ServerOptions,
+}
+
+/// `psql`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs psql pr42
+  pgcowfs psql pr42 -- -c 'select 1'
+  pgcowfs psql pr42 -- -d shop -f migration.sql
+
+The exit code is psql's.")]
+pub struct Psql {
+    /// The fork
+    pub fork: String,
+    /// Arguments for psql
+    #[arg(last = true, value_name = "ARGS")]
+    pub args: Vec<std::ffi::OsString>,
+}
+
+/// `url`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs url pr42
+  psql \"$(pgcowfs url pr42 --socket)\"
+  DATABASE_URL=$(pgcowfs url pr42 --tcp)
+
+The TCP string carries the password that `create` made; `list`, `show` and `start` never show it.")]
+pub struct Url {
+    /// The fork
+    pub fork: String,
+    /// Only the connection string for TCP
+    #[arg(long, conflicts_with = "socket")]
+    pub tcp: bool,
+    /// Only the connection string for the Unix socket
+    #[arg(long)]
+    pub socket: bool,
+    /// The database [default: postgres]
+    #[arg(long, short, value_name = "NAME")]
+    pub database: Option<String>,
+}
+
+/// `list`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs list
+  pgcowfs list --json | jq -r '.[] | select(.state == \"running\") | .url'")]
+pub struct List {}
+
+/// `show`, `path`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs show pr42
+  pgcowfs show pr42 --json
+  du -sh \"$(pgcowfs path pr42)\"")]
+pub struct Show {
+    /// The fork
+    pub fork: String,
+}
+
+/// `rm`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs rm pr42
+  pgcowfs rm --force pr42 pr43        stops their servers first (immediate mode)
+
+A parent may be removed before its children; they keep everything they share with it.")]
+pub struct Rm {
+    /// The forks
+    #[arg(required = true, value_name = "FORK")]
+    pub forks: Vec<String>,
+    /// Stop a running server first
+    #[arg(long, short)]
+    pub force: bool,
+}
+
+/// `mount`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs mount
+  pgcowfs mount --mountpoint /srv/forks         remembered by the store
+  pgcowfs mount --foreground                    for a service manager: SIGTERM stops servers, unmounts, ends
+
+The daemon's log is STORE/daemon.log (stderr with --foreground); PGCOWFS_LOG=debug makes it chatty.")]
+pub struct Mount {
+    /// Stay in the foreground, log to stderr
+    #[arg(long)]
+    pub foreground: bool,
+    /// Where the forks appear, from now on [default: STORE/mnt]
+    #[arg(long, value_name = "DIR")]
+    pub mountpoint: Option<PathBuf>,
+    /// Internal: be the daemon, and tell on stdout when ready.
+    #[arg(long, hide = true, conflicts_with = "foreground")]
+    pub daemon: bool,
+}
+
+/// `umount`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs umount
+  pgcowfs umount --stop           stops running servers first (fast mode)
+  pgcowfs umount --force          stops them at once, and detaches a mount that is in use")]
+pub struct Umount {
+    /// Stop running servers first, disconnecting their clients
+    #[arg(long)]
+    pub stop: bool,
+    /// Stop running servers in immediate mode, and unmount although other processes use the mount
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `status`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs status
+  pgcowfs status --json
+
+It does not mount a store that is not mounted.")]
+pub struct Status {}
+
+/// on or off, as PostgreSQL writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// on
+    On,
+    /// off
+    Off,
+}
+
+/// PostgreSQL's three ways to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StopMode {
+    /// Wait for the clients to go.
+    Smart,
+    /// Disconnect them.
+    Fast,
+    /// Without a shutdown checkpoint.
+    Immediate,
+}
+
+/// Whether `fork` asks the parent for a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CheckpointMode {
+    /// When much WAL was written since the last one.
+    Auto,
+    /// In any case.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(s) if s > 0.0 && s <= 86_400.0 * 365.0 => Ok(Duration::from_secs_f64(s)),
+        _ => Err("a number of seconds above 0 is needed".into()),
+    }
+}
+
+/// A size as PostgreSQL writes it: units of 1024, `kB`, `MB`, `GB`, `TB`.
+fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "kb" | "k" => 10,
+        "mb" | "m" => 20,
+        "gb" | "g" => 30,
+        "tb" | "t" => 40,
+        _ => return Err(format!("unknown unit {unit:?}; use kB, MB, GB or TB")),
+    };
+    let number: u64 = number.parse().map_err(|_| "a size such as 64MB is needed".to_string())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "that is too large".to_string())
+}
+
+/// `name=value` for a configuration file.
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("NAME=VALUE is needed")?;
+    let name = name.trim();
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.')) {
+        return Err(format!("{name:?} is not the name of a setting"));
+    }
+    if value.contains(['\n', '\r', '\0']) {
+        return Err("a value has one line".into());
+    }
+    Ok((name.to_ascii_lowercase(), value.to_string()))
+}
+
+const SHORT_HELP: &str = "\
+First steps:
+  pgcowfs init && pgcowfs create main && pgcowfs start main
+  pgcowfs fork main pr42 --start && pgcowfs psql pr42
+
+`pgcowfs --help` lists the exit codes.";
+
+fn general_help() -> String {
+    let mut help = format!("{SHORT_HELP}\n\nExit codes:\n   0  done\n")
+        .replace("`pgcowfs --help` lists the exit codes.\n\n", "");
+    for kind in Kind::ALL {
+        help += &format!("  {:2}  {}\n", kind.exit_code(), kind.meaning());
+    }
+    help + "psql's exit code is its own."
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples_and_help() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("pgcowfs"), "{} has no example", command.get_name());
+        }
+        let help = Cli::command().render_long_help().to_string();
+        for kind in Kind::ALL {
+            assert!(help.contains(kind.meaning()), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn parses_what_the_documentation_shows() {
+        for line in [
+            "pgcowfs init --port-range 7000-7499",
+            "pgcowfs create main --initdb-arg --data-checksums",
+            "pgcowfs create p --base /x --json",
+            "pgcowfs --store /s fork a b --checkpoint never --checkpoint-wal 1GB",
+            "pgcowfs psql a -- -c x",
+            "pgcowfs stop a --timeout 3 -m immediate",
+            "pgcowfs url a --tcp -d shop",
+            "pgcowfs rm -f a b",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+        for line in [
+            "pgcowfs create a --from /x --base /y",
+            "pgcowfs create a --from /x --pg-version 15",
+            "pgcowfs create a --port 0",
+            "pgcowfs create a --port 65536",
+            "pgcowfs init --port-range 7",
+            "pgcowfs start a --timeout 0",
+            "pgcowfs fork a",
+            "pgcowfs rm",
+            "pgcowfs fork a -b",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_settings() {
+        assert_eq!(size("64MB"), Ok(64 << 20));
+        assert_eq!(size("8192"), Ok(8192));
+        assert!(
+            size("").is_err()
+                && size("MB").is_err()
+                && size("1XB").is_err()
+                && size("99999999999TB").is_err()
+        );
+        assert_eq!(setting("Work_Mem= 4MB"), Ok(("work_mem".into(), " 4MB".into())));
+        assert!(setting("a").is_err() && setting("a b=1").is_err() && setting("a=1\nb=2").is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! The commands, one file each: they ask the daemon, do the slow work
+//! themselves, and print one report.
+
+mod create;
+mod fork;
+mod init;
+mod list;
+mod mount;
+mod psql;
+mod rm;
+mod show;
+mod start;
+mod status;
+mod stop;
+mod umount;
+mod url;
+
+use crate::args::{Cli, Command};
+use crate::client::Client;
+use crate::config::StorePaths;
+use crate::error::Result;
+use crate::postgres::server::State;
+use crate::postgres::user::OsUser;
+use crate::protocol::ForkRow;
+use crate::report::ForkReport;
+use crate::ui::Ui;
+
+/// What every command has at hand.
+pub struct Context<'a> {
+    /// The store.
+    pub paths: StorePaths,
+    /// The terminal.
+    pub ui: &'a Ui,
+}
+
+impl Context<'_> {
+    /// The daemon, started if need be.
+    pub fn client(&self) -> Result<Client> {
+        Client::open(&self.paths)
+    }
+
+    /// A fork's report.
+    pub fn report(&self, row: &ForkRow) -> ForkReport {
+        ForkReport::new(row, self.paths.server_log(&row.name))
+    }
+}
+
+/// Carries a command out.
+pub fn run(cli: &Cli, ui: &Ui) -> Result<()> {
+    let context = Context { paths: StorePaths::choose(cli.global.store.as_deref())?, ui };
+    match &cli.command {
+        Command::Init(args) => init::run(&context, args),
+        Command::Create(args) => create::run(&context, args),
+        Command::Start(args) => start::run(&context, args),
+        Command::Stop(args) => stop::run(&context, args),
+        Command::Restart(args) => start::restart(&context, args),
+        Command::Fork(args) => fork::run(&context, args),
+        Command::Psql(args) => psql::run(&context, args),
+        Command::Url(args) => url::run(&context, args),
+        Command::List(_) => list::run(&context),
+        Command::Show(args) => show::run(&context, args),
+        Command::Path(args) => show::path(&context, args),
+        Command::Rm(args) => rm::run(&context, args),
+        Command::Mount(args) => mount::run(&context, args),
+        Command::Umount(args) => umount::run(&context, args),
+        Command::Status(_) => status::run(&context),
+    }
+}
+
+/// Whether a fork's server runs.
+fn state(row: &ForkRow) -> State {
+    State::of(row.pid_file.as_deref(), &row.pgdata)
+}
+
+/// The user a fork's server runs as.
+fn user(row: &ForkRow) -> Result<OsUser> {
+    OsUser::numbered(row.meta.uid)
+}
+
+/// Milliseconds, for reports.
+fn ms(duration: std::time::Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

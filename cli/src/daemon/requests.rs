@@ -1,0 +1,401 @@
+//! What the daemon does for its clients.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Uid;
+use pgcowfs::{Fork, ForkInfo, Store};
+use serde::Serialize;
+
+use super::{Daemon, Event, ports, refuse_running, sockets};
+use crate::config::StorePaths;
+use crate::error::{Context, Error, Kind, Result};
+use crate::meta::{ForkMeta, Origin};
+use crate::postgres::conf;
+use crate::postgres::identity::{self, Identity};
+use crate::postgres::server::State;
+use crate::postgres::tree::{ForkTree, Text, Tree};
+use crate::protocol::{CreateSpec, Created, DaemonStatus, ForkRow, ForkSpec, Forked, Reply, Request};
+
+/// A result as it goes over the wire.
+pub fn reply<T: Serialize>(result: Result<T>) -> Reply {
+    let encode = |value: T| {
+        serde_json::to_value(value)
+            .map_err(|e| Error::new(Kind::Failed, "cannot write the daemon's reply").cause(e.to_string()))
+    };
+    match result.and_then(encode) {
+        Ok(value) => Reply::Ok(value),
+        Err(error) => Reply::Error(error),
+    }
+}
+
+/// Sends a reply.
+pub fn send(client: &mut UnixStream, reply: &Reply) {
+    let sent = serde_json::to_string(reply).map_err(std::io::Error::from).and_then(|mut text| {
+        text.push('\n');
+        client.write_all(text.as_bytes())
+    });
+    if let Err(e) = sent {
+        log::debug!("a client left before its reply: {e}");
+    }
+}
+
+impl Daemon {
+    /// Serves one client until it leaves.
+    pub(super) fn serve(self: Arc<Self>, mut client: UnixStream) {
+        if let Err(error) = check_peer(&client) {
+            log::warn!("refused a client: {error}");
+            return send(&mut client, &Reply::Error(error));
+        }
+        let Ok(read_half) = client.try_clone() else {
+            return log::warn!("cannot read from a client: too many open files");
+        };
+        // The forks that this client is making.
+        let mut own: Vec<String> = Vec::new();
+        for line in BufReader::new(read_half).lines() {
+            let Ok(line) = line else { break };
+            let request = match serde_json::from_str(&line) {
+                Ok(Request::Shutdown { force }) => {
+                    let event = Event::Shutdown { force, client };
+                    if self.events.lock().send(event).is_err() {
+                        log::debug!("a client asks for an end that has come already");
+                    }
+                    return self.abandon(own);
+                }
+                Ok(request) => request,
+                Err(e) => {
+                    let error = Error::new(Kind::Failed, "the daemon does not understand the request")
+                        .cause(e.to_string())
+                        .hint("the daemon is of another version; end it with `pgcowfs umount`");
+                    send(&mut client, &Reply::Error(error));
+                    continue;
+                }
+            };
+            let reply = self.answer(request, &mut own);
+            send(&mut client, &reply);
+        }
+        self.abandon(own);
+    }
+
+    /// Removes forks whose maker left before they were complete.
+    fn abandon(&self, forks: Vec<String>) {
+        for fork in forks {
+            let closed = self.closed.read();
+            if *closed {
+                // The store removes incomplete forks itself when it is opened.
+                return;
+            }
+            if self.incomplete.lock().contains_key(&fork) {
+                log::info!("removing {fork}, whose creation was abandoned");
+                if let Err(error) = self.remove(&fork) {
+                    log::error!("cannot remove {fork}: {error}");
+                }
+            }
+        }
+    }
+
+    fn answer(&self, request: Request, own: &mut Vec<String>) -> Reply {
+        let closed = self.closed.read();
+        if *closed {
+            return Reply::Error(
+                Error::new(Kind::State, "the daemon is ending").hint("try again in a moment"),
+            );
+        }
+        log::debug!("{request:?}");
+        match request {
+            Request::Hello => reply(Ok(self.hello())),
+            Request::Status => reply(self.status()),
+            Request::List => reply(self.list()),
+            Request::Info { fork } => reply(self.info(&fork)),
+            Request::Create(spec) => {
+                let result = self.create(&spec);
+                if result.is_ok() {
+                    own.push(spec.fork);
+                }
+                reply(result)
+            }
+            Request::Publish { fork } => reply(self.publish(&fork)),
+            Request::Fork(spec) => reply(self.fork(&spec)),
+            Request::Remove { fork } => reply(self.remove(&fork)),
+            Request::Sync { fork } => reply(self.sync(&fork)),
+            Request::SetPort { fork, port } => reply(self.set_port(&fork, port)),
+            // Taken out by `serve`, which has the client to hand over.
+            Request::Shutdown { .. } => {
+                reply::<()>(Err(Error::new(Kind::Failed, "a shutdown came the wrong way")))
+            }
+        }
+    }
+
+    fn status(&self) -> Result<DaemonStatus> {
+        let status = self.store.status()?;
+        Ok(DaemonStatus {
+            forks: status.forks,
+            layers: status.layers,
+            map_entries: status.map_entries,
+            map_memory_bytes: status.map_memory_bytes,
+            store_bytes: status.store_bytes,
+            uptime_s: self.started.elapsed().as_secs_f64(),
+            requests: self.mount.requests().into_iter().map(|(name, n)| (name.to_string(), n)).collect(),
+        })
+    }
+
+    fn list(&self) -> Result<Vec<ForkRow>> {
+        let forks = self.store.forks();
+        forks.iter().filter(|info| !info.incomplete).map(|info| self.row(info)).collect()
+    }
+
+    fn info(&self, fork: &str) -> Result<ForkRow> {
+        let info = self.store.info(fork)?;
+        if info.incomplete {
+            return Err(Error::new(Kind::State, format!("fork {fork:?} is still being made"))
+                .hint("wait for the `pgcowfs create` that makes it"));
+        }
+        self.row(&info)
+    }
+
+    fn row(&self, info: &ForkInfo) -> Result<ForkRow> {
+        let created = jiff::Timestamp::try_from(info.created_at).map_err(|e| {
+            Error::new(Kind::Failed, "a fork's time of creation is out of range").cause(e.to_string())
+        })?;
+        Ok(ForkRow {
+            name: info.name.clone(),
+            parent: info.parent.clone(),
+            created_at: format!("{created:.3}"),
+            depth: info.depth,
+            delta_bytes: info.delta_bytes,
+            wal_bytes: info.wal_bytes,
+            logical_bytes: info.logical_bytes,
+            base: info.base.clone(),
+            fault: info.fault.clone(),
+            pgdata: self.mountpoint.join(&info.name),
+            meta: ForkMeta::decode(&info.name, &info.meta)?,
+            pid_file: pid_file(&self.store, &info.name),
+        })
+    }
+
+    /// The fork that has a port already.
+    fn owner(&self, port: u16) -> Option<String> {
+        let making = self.incomplete.lock();
+        let made = making.iter().find(|(_, meta)| meta.port == port).map(|(name, _)| name.clone());
+        made.or_else(|| {
+            let has = |info: &ForkInfo| {
+                ForkMeta::decode(&info.name, &info.meta).is_ok_and(|meta| meta.port == port)
+            };
+            self.store.forks().into_iter().find(has).map(|info| info.name)
+        })
+    }
+
+    /// Gives new settings their port and socket directory.
+    fn place(&self, fork: &str, wanted: Option<u16>, meta: &mut ForkMeta) -> Result<()> {
+        let busy = |port| ports::busy(port, &meta.listen);
+        meta.port = ports::choose(self.config.port_range, wanted, |port| self.owner(port), busy)?;
+        meta.socket_dir = sockets::choose(&self.paths, fork);
+        sockets::ensure(&self.paths, &meta.socket_dir, meta.uid, meta.gid)
+    }
+
+    /// Refuses a name before anything is made for it.
+    fn check_new(&self, fork: &str) -> Result<()> {
+        pgcowfs::check_fork_name(fork)?;
+        match self.store.info(fork).is_ok() || self.incomplete.lock().contains_key(fork) {
+            true => Err(pgcowfs::Error::ForkExists(fork.to_string()).into()),
+            false => Ok(()),
+        }
+    }
+
+    fn create(&self, spec: &CreateSpec) -> Result<Created> {
+        let _changes = self.changes.lock();
+        self.check_new(&spec.fork)?;
+        let mut meta = spec.meta.clone();
+        self.place(&spec.fork, spec.port, &mut meta)?;
+        let bytes = meta.encode()?;
+        let made = match spec.base() {
+            Some(base) => self.store.create_on_base(&spec.fork, base, &bytes),
+            None => self.store.create(&spec.fork, meta.uid, meta.gid, &bytes),
+        };
+        if let Err(error) = made {
+            sockets::remove(&meta.socket_dir);
+            return Err(error.into());
+        }
+        self.incomplete.lock().insert(spec.fork.clone(), meta.clone());
+        Ok(Created { pgdata: self.mountpoint.join(&spec.fork), meta })
+    }
+
+    fn publish(&self, fork: &str) -> Result<ForkRow> {
+        let _changes = self.changes.lock();
+        self.store.publish(fork)?;
+        self.incomplete.lock().remove(fork);
+        log::info!("created {fork}");
+        self.info(fork)
+    }
+
+    fn fork(&self, spec: &ForkSpec) -> Result<Forked> {
+        let _changes = self.changes.lock();
+        self.check_new(&spec.child)?;
+        let mut meta = self.info(&spec.parent)?.meta;
+        meta.listen = spec.listen.clone();
+        meta.origin = Origin::Fork;
+        self.place(&spec.child, spec.port, &mut meta)?;
+        let result = self.fork_as(spec, &meta);
+        if result.is_err() {
+            sockets::remove(&meta.socket_dir);
+        }
+        result
+    }
+
+    fn fork_as(&self, spec: &ForkSpec, meta: &ForkMeta) -> Result<Forked> {
+        let parent_pgdata = self.mountpoint.join(&spec.parent);
+        let identity = Identity {
+            fork: &spec.child,
+            pgdata: &self.mountpoint.join(&spec.child),
+            port: meta.port,
+            socket_dir: &meta.socket_dir,
+            listen: &meta.listen,
+            major: meta.pg_version,
+            keep: spec.keep_identity,
+            settings: &spec.settings,
+            parent_pgdata: Some(&parent_pgdata),
+        };
+        // The core knows only its own errors, so those of the rules go around it.
+        let mut outcome: Result<Vec<String>> = Ok(Vec::new());
+        let mut edit = |fork: &Fork| {
+            outcome = identity::apply(&ForkTree(fork), &identity);
+            match outcome.is_ok() {
+                true => Ok(()),
+                false => Err(pgcowfs::Error::Invalid("the rules of a fork's identity refuse it")),
+            }
+        };
+        let report = self.store.fork(&spec.parent, &spec.child, &meta.encode()?, &mut edit);
+        let warnings = outcome?;
+        let report = report?;
+        log::info!(
+            "forked {} as {} in {:?}, stall {:?}, {} bytes of map",
+            spec.parent,
+            spec.child,
+            report.total,
+            report.stall,
+            report.map_bytes
+        );
+        Ok(Forked {
+            row: self.info(&spec.child)?,
+            fork_ms: report.total.as_secs_f64() * 1e3,
+            stall_ms: report.stall.as_secs_f64() * 1e3,
+            map_bytes: report.map_bytes,
+            warnings,
+        })
+    }
+
+    fn remove(&self, fork: &str) -> Result<()> {
+        let _changes = self.changes.lock();
+        let making = self.incomplete.lock().get(fork).cloned();
+        let meta = match making {
+            Some(meta) => Some(meta),
+            None => {
+                let state = state(&self.store, &self.mountpoint, fork);
+                refuse_running(
+                    fork,
+                    state,
+                    format!("stop it first, or let rm do so: pgcowfs rm --force {fork}"),
+                )?;
+                ForkMeta::decode(fork, &self.store.info(fork)?.meta).ok()
+            }
+        };
+        self.store.remove(fork)?;
+        self.incomplete.lock().remove(fork);
+        if let Some(meta) = meta {
+            sockets::remove(&meta.socket_dir);
+        }
+        let server_log = self.paths.server_log(fork);
+        if let Err(e) = std::fs::remove_file(&server_log)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            log::warn!("cannot remove {}: {e}", server_log.display());
+        }
+        log::info!("removed {fork}");
+        Ok(())
+    }
+
+    fn sync(&self, fork: &str) -> Result<()> {
+        Ok(self.store.by_name(fork)?.sync_all()?)
+    }
+
+    fn set_port(&self, fork: &str, port: u16) -> Result<ForkRow> {
+        let _changes = self.changes.lock();
+        let mut meta = self.info(fork)?.meta;
+        let state = state(&self.store, &self.mountpoint, fork);
+        refuse_running(fork, state, format!("stop it first: pgcowfs stop {fork}"))?;
+        let owner = |port| self.owner(port).filter(|owner| owner != fork);
+        let busy = |port| ports::busy(port, &meta.listen);
+        meta.port = ports::choose(self.config.port_range, Some(port), owner, busy)?;
+        write_address(&self.store, fork, &meta)?;
+        // The kernel may hold the file's old contents.
+        self.mount.changed(&*self.store.by_name(fork)?, AUTO_CONF)?;
+        self.info(fork)
+    }
+}
+
+const AUTO_CONF: &str = "postgresql.auto.conf";
+
+/// Writes a fork's port and socket directory into its configuration and settings.
+fn write_address(store: &Store, fork: &str, meta: &ForkMeta) -> Result<()> {
+    let opened = store.by_name(fork)?;
+    let tree = ForkTree(&opened);
+    let old = Text::decode(tree.read(AUTO_CONF)?.unwrap_or_default());
+    let address = [
+        ("port".to_string(), meta.port.to_string()),
+        ("unix_socket_directories".to_string(), meta.socket_dir.display().to_string()),
+    ];
+    let new = old.with(conf::set_all(&old.text, &address));
+    tree.write(AUTO_CONF, &new.encode())?;
+    opened.sync_all()?;
+    Ok(store.set_meta(fork, &meta.encode()?)?)
+}
+
+/// Makes the socket directories of all forks, as a server may be started by
+/// hand; gives a fork another one where the store has moved.
+pub fn refresh(paths: &StorePaths, store: &Store) {
+    for info in store.forks() {
+        let refresh = || {
+            let mut meta = ForkMeta::decode(&info.name, &info.meta)?;
+            let place = sockets::choose(paths, &info.name);
+            if place != meta.socket_dir {
+                log::info!("the sockets of {} move to {}", info.name, place.display());
+                meta.socket_dir = place;
+                write_address(store, &info.name, &meta)?;
+            }
+            sockets::ensure(paths, &meta.socket_dir, meta.uid, meta.gid)
+        };
+        // The others are not to suffer; its own start will tell.
+        if let Err(error) = refresh() {
+            log::warn!("fork {}: {error}", info.name);
+        }
+    }
+}
+
+/// The lock files of all forks' sockets.
+pub fn socket_locks(store: &Store) -> Vec<PathBuf> {
+    let metas = store.forks().into_iter().filter_map(|info| ForkMeta::decode(&info.name, &info.meta).ok());
+    metas.map(|meta| meta.socket_dir.join(format!(".s.PGSQL.{}.lock", meta.port))).collect()
+}
+
+/// Whether a fork's server runs.
+pub fn state(store: &Store, mountpoint: &Path, fork: &str) -> State {
+    State::of(pid_file(store, fork).as_deref(), &mountpoint.join(fork))
+}
+
+fn pid_file(store: &Store, fork: &str) -> Option<String> {
+    let bytes = store.by_name(fork).and_then(|fork| fork.read_file("postmaster.pid")).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Only the store's user and root may ask.
+fn check_peer(client: &UnixStream) -> Result<()> {
+    let peer = getsockopt(client, PeerCredentials).context(|| "cannot tell who the client is")?;
+    if peer.uid() == 0 || peer.uid() == Uid::effective().as_raw() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Environment, format!("user {} may not use this store", peer.uid()))
+        .hint("a store is used by the user who made it"))
+}

@@ -1,0 +1,189 @@
+//! What this program keeps about a fork: its server's port, socket, user and
+//! version. The store carries it as opaque bytes (JSON).
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+
+/// How a fork came to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A fresh cluster.
+    Initdb,
+    /// A copy of that data directory.
+    Copy(PathBuf),
+    /// That data directory, in place.
+    Base(PathBuf),
+    /// A fork of another fork.
+    Fork,
+}
+
+/// A fork's server. Fields that a later version adds must have a default, as
+/// stores outlive programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkMeta {
+    /// Its port, also the one in its socket's name.
+    pub port: u16,
+    /// The directory of its socket, reachable by its own user only.
+    pub socket_dir: PathBuf,
+    /// `listen_addresses`.
+    pub listen: String,
+    /// The major version, as PG_VERSION has it.
+    pub pg_version: u32,
+    /// The binaries, where the user has chosen them.
+    #[serde(default)]
+    pub pg_bin: Option<PathBuf>,
+    /// The user it runs as, who owns its files.
+    pub run_as: String,
+    /// That user's number.
+    pub uid: u32,
+    /// That user's group.
+    pub gid: u32,
+    /// The database role to connect as.
+    pub superuser: String,
+    /// That role's password, where `create` made it; for TCP only.
+    #[serde(default)]
+    pub password: Option<String>,
+    /// Whether its socket asks nobody who they are (the socket's directory does).
+    #[serde(default)]
+    pub socket_trusts: bool,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// What its base's pg_control was when the fork was made: a server that
+    /// runs on the base changes it.
+    #[serde(default)]
+    pub base_mark: Option<u64>,
+}
+
+impl ForkMeta {
+    /// From the store's bytes.
+    pub fn decode(fork: &str, bytes: &[u8]) -> Result<ForkMeta> {
+        serde_json::from_slice(bytes).map_err(|e| {
+            Error::new(Kind::BadInput, format!("the settings of fork {fork:?} cannot be understood"))
+                .cause(e.to_string())
+                .hint("it was made by another program, or by a newer pgcowfs")
+        })
+    }
+
+    /// As bytes for the store.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self)
+            .map_err(|e| Error::new(Kind::Failed, "cannot write a fork's settings").cause(e.to_string()))
+    }
+
+    /// The connection string for the socket. It carries no secret.
+    pub fn socket_url(&self, database: &str) -> String {
+        format!(
+            "postgresql:///{}?host={}&port={}&user={}",
+            escape(database),
+            escape_path(&self.socket_dir),
+            self.port,
+            escape(&self.superuser)
+        )
+    }
+
+    /// The connection string for TCP, if the server listens there.
+    pub fn tcp_url(&self, database: &str, with_password: bool) -> Option<String> {
+        let host = self.tcp_host()?;
+        let host = if host.contains(':') { format!("[{host}]") } else { escape(&host) };
+        let password = match (&self.password, with_password) {
+            (Some(password), true) => format!(":{}", escape(password)),
+            _ => String::new(),
+        };
+        Some(format!(
+            "postgresql://{}{password}@{host}:{}/{}",
+            escape(&self.superuser),
+            self.port,
+            escape(database)
+        ))
+    }
+
+    /// The host to connect to over TCP.
+    pub fn tcp_host(&self) -> Option<String> {
+        let first = self.listen.split(',').map(str::trim).find(|a| !a.is_empty())?;
+        Some(match first {
+            "*" | "0.0.0.0" | "::" => "localhost".to_string(),
+            address => address.to_string(),
+        })
+    }
+}
+
+/// Percent-encodes everything that is not unreserved in RFC 3986.
+fn escape(text: &str) -> String {
+    escape_except(text.as_bytes(), b"")
+}
+
+fn escape_path(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    // A slash is allowed in a query, and far easier to read.
+    escape_except(path.as_os_str().as_bytes(), b"/")
+}
+
+fn escape_except(bytes: &[u8], also_plain: &[u8]) -> String {
+    let mut out = String::new();
+    for &b in bytes {
+        if b.is_ascii_alphanumeric() || b"-._~".contains(&b) || also_plain.contains(&b) {
+            out.push(char::from(b));
+        } else {
+            out += &format!("%{b:02X}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sample() -> ForkMeta {
+        ForkMeta {
+            port: 6001,
+            socket_dir: "/s/run/pr 42".into(),
+            listen: "localhost".into(),
+            pg_version: 15,
+            pg_bin: None,
+            run_as: "postgres".into(),
+            uid: 101,
+            gid: 104,
+            superuser: "postgres".into(),
+            password: Some("p@ss/w".into()),
+            socket_trusts: true,
+            origin: Origin::Initdb,
+            base_mark: None,
+        }
+    }
+
+    #[test]
+    fn urls() {
+        let mut meta = sample();
+        assert_eq!(
+            meta.socket_url("postgres"),
+            "postgresql:///postgres?host=/s/run/pr%2042&port=6001&user=postgres"
+        );
+        assert_eq!(
+            meta.tcp_url("a b", true).unwrap(),
+            "postgresql://postgres:p%40ss%2Fw@localhost:6001/a%20b"
+        );
+        assert_eq!(meta.tcp_url("db", false).unwrap(), "postgresql://postgres@localhost:6001/db");
+        meta.listen = "::1, 127.0.0.1".into();
+        assert_eq!(meta.tcp_url("db", false).unwrap(), "postgresql://postgres@[::1]:6001/db");
+        meta.listen = "*".into();
+        assert_eq!(meta.tcp_host().unwrap(), "localhost");
+        meta.listen = String::new();
+        assert_eq!(meta.tcp_url("db", true), None);
+    }
+
+    #[test]
+    fn survives_the_store_and_newer_fields() {
+        let meta = sample();
+        let bytes = meta.encode().unwrap();
+        assert_eq!(ForkMeta::decode("x", &bytes).unwrap(), meta);
+        let mut value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        value["from_the_future"] = true.into();
+        assert_eq!(ForkMeta::decode("x", value.to_string().as_bytes()).unwrap(), meta);
+        assert_eq!(ForkMeta::decode("x", b"").unwrap_err().kind, Kind::BadInput);
+    }
+}

@@ -1,0 +1,338 @@
+//! postgresql.conf: reading settings as PostgreSQL does, and editing lines
+//! without touching the others.
+//!
+//! The grammar is that of guc-file.l: `name [=] value [# comment]`, names
+//! without regard to case, values bare or in single quotes with `''` and
+//! backslash escapes; and the directives `include`, `include_if_exists` and
+//! `include_dir`, which look like settings.
+
+use std::collections::BTreeMap;
+
+use super::tree::{Text, Tree};
+use crate::error::{Error, Kind, Result};
+
+/// One setting of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name, in lower case.
+    pub name: String,
+    /// Its value, unquoted.
+    pub value: String,
+}
+
+impl Entry {
+    /// Whether it is a directive that reads another file or directory.
+    pub fn is_include(&self) -> bool {
+        matches!(self.name.as_str(), "include" | "include_if_exists" | "include_dir")
+    }
+}
+
+/// What to do with a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edit {
+    /// Nothing.
+    Keep,
+    /// Make it a comment.
+    CommentOut,
+    /// Give the setting another value.
+    Set(String),
+}
+
+/// The setting in a line; None for a blank line, a comment, or something that
+/// PostgreSQL itself will complain about.
+pub fn parse_line(line: &str) -> Option<Entry> {
+    let line = line.trim_start();
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '$') || !c.is_ascii();
+    let end = line.find(|c| !is_name(c)).unwrap_or(line.len());
+    let (name, rest) = line.split_at(end);
+    if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+        return None;
+    }
+    let rest = rest.trim_start();
+    let rest = rest.strip_prefix('=').unwrap_or(rest).trim_start();
+    let value = match rest.strip_prefix('\'') {
+        Some(quoted) => unquote(quoted)?,
+        None => {
+            let end = rest.find(|c: char| c.is_whitespace() || c == '#').unwrap_or(rest.len());
+            rest[..end].to_string()
+        }
+    };
+    (!value.is_empty() || rest.starts_with('\'')).then(|| Entry { name: name.to_ascii_lowercase(), value })
+}
+
+/// The text up to the closing quote; None if there is none.
+fn unquote(text: &str) -> Option<String> {
+    let mut out = String::new();
+    let mut chars = text.chars().peekable();
+    loop {
+        match chars.next()? {
+            '\'' if chars.peek() == Some(&'\'') => {
+                chars.next();
+                out.push('\'');
+            }
+            '\'' => return Some(out),
+            '\\' => match chars.next()? {
+                'b' => out.push('\x08'),
+                'f' => out.push('\x0c'),
+                'n' => out.push('\n'),
+                'r' => out.push('\r'),
+                't' => out.push('\t'),
+                digit @ '0'..='7' => {
+                    let mut code = digit.to_digit(8)?;
+                    for _ in 0..2 {
+                        match chars.peek().and_then(|c| c.to_digit(8)) {
+                            Some(next) => {
+                                chars.next();
+                                code = code * 8 + next;
+                            }
+                            None => break,
+                        }
+                    }
+                    out.push(char::from_u32(code & 0xff)?);
+                }
+                other => out.push(other),
+            },
+            other => out.push(other),
+        }
+    }
+}
+
+/// A value in quotes, as `ALTER SYSTEM` writes it.
+pub fn quote(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// The settings of one file, in order.
+pub fn entries(text: &str) -> impl Iterator<Item = Entry> + '_ {
+    text.lines().filter_map(parse_line)
+}
+
+/// Edits a file line by line; lines that `decide` keeps stay as they are.
+pub fn edit(text: &str, mut decide: impl FnMut(&Entry) -> Edit) -> String {
+    let mut out = String::with_capacity(text.len() + 64);
+    for line in text.split_inclusive('\n') {
+        let entry = parse_line(line);
+        match entry.as_ref().map_or(Edit::Keep, &mut decide) {
+            Edit::Keep => out += line,
+            Edit::CommentOut => out += &format!("#pgcowfs: {}", line.trim_start()),
+            Edit::Set(value) => {
+                // The old line stays as a comment: what was there is the
+                // first question of whoever wonders about the new one.
+                let name = entry.map(|e| e.name).unwrap_or_default();
+                let line = line.trim();
+                let separator = if name.starts_with("include") { " " } else { " = " };
+                out += &format!("{name}{separator}{}  #pgcowfs: {line}\n", quote(&value));
+            }
+        }
+    }
+    out
+}
+
+/// Replaces settings: earlier lines of those names go, new ones come at the end.
+pub fn set_all(text: &str, settings: &[(String, String)]) -> String {
+    let replaced = |name: &str| settings.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
+    let mut out = String::with_capacity(text.len() + 256);
+    for line in text.split_inclusive('\n') {
+        if !parse_line(line).is_some_and(|entry| replaced(&entry.name)) {
+            out += line;
+        }
+    }
+    if !out.is_empty() && !out.ends_with('\n') {
+        out.push('\n');
+    }
+    // Of several settings of one name the last one holds, as in a file.
+    for (index, (name, value)) in settings.iter().enumerate() {
+        if !settings[index + 1..].iter().any(|(later, _)| later.eq_ignore_ascii_case(name)) {
+            out += &format!("{name} = {}\n", quote(value));
+        }
+    }
+    out
+}
+
+/// PostgreSQL's own limit for includes in includes.
+const INCLUDE_DEPTH: usize = 10;
+
+/// The settings that a data directory's configuration adds up to.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    values: BTreeMap<String, String>,
+    /// The files they come from, relative, postgresql.auto.conf apart.
+    pub files: Vec<String>,
+    /// Includes that lead out of the directory, as written.
+    pub outside: Vec<String>,
+}
+
+impl Settings {
+    /// Reads postgresql.conf, what it includes, and postgresql.auto.conf.
+    pub fn load(tree: &dyn Tree) -> Result<Settings> {
+        let mut settings = Settings::default();
+        settings.read_file(tree, "postgresql.conf", 0)?;
+        if let Some(bytes) = tree.read("postgresql.auto.conf")? {
+            settings.take(entries(&Text::decode(bytes).text));
+        }
+        Ok(settings)
+    }
+
+    /// A setting's value, if it is set.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    /// Whether a boolean is on, by PostgreSQL's spelling.
+    pub fn is_on(&self, name: &str) -> bool {
+        let value = self.get(name).unwrap_or("off").to_ascii_lowercase();
+        !value.is_empty()
+            && (value == "on" || value == "1" || "true".starts_with(&value) || "yes".starts_with(&value))
+    }
+
+    fn take(&mut self, entries: impl Iterator<Item = Entry>) {
+        self.values.extend(entries.map(|e| (e.name, e.value)));
+    }
+
+    fn read_file(&mut self, tree: &dyn Tree, path: &str, depth: usize) -> Result<()> {
+        if depth > INCLUDE_DEPTH {
+            return Err(Error::new(Kind::BadInput, format!("{path} includes too deeply nested files"))
+                .hint("PostgreSQL allows ten levels of include; look for a file that includes itself"));
+        }
+        let Some(bytes) = tree.read(path)? else {
+            return Ok(());
+        };
+        self.files.push(path.to_string());
+        for entry in entries(&Text::decode(bytes).text).collect::<Vec<_>>() {
+            if !entry.is_include() {
+                self.values.insert(entry.name, entry.value);
+                continue;
+            }
+            match within(path, &entry.value) {
+                None => self.outside.push(format!("{} '{}' in {path}", entry.name, entry.value)),
+                Some(dir) if entry.name == "include_dir" => {
+                    for name in sorted_conf(tree.list(&dir)?) {
+                        self.read_file(tree, &format!("{dir}/{name}"), depth + 1)?;
+                    }
+                }
+                Some(file) => self.read_file(tree, &file, depth + 1)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The files of an `include_dir` in PostgreSQL's order.
+pub fn sorted_conf(mut names: Vec<String>) -> Vec<String> {
+    names.retain(|name| name.ends_with(".conf") && !name.starts_with('.'));
+    names.sort();
+    names
+}
+
+/// The path, relative to the data directory, of `target` as written in the
+/// file `from`; None if it leads out.
+pub fn within(from: &str, target: &str) -> Option<String> {
+    if target.starts_with('/') {
+        return None;
+    }
+    let mut parts: Vec<&str> = from.split('/').collect();
+    parts.pop();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop()?;
+            }
+            name => parts.push(name),
+        }
+    }
+    Some(parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::DirTree;
+    use super::*;
+
+    fn entry(line: &str) -> Option<(String, String)> {
+        parse_line(line).map(|e| (e.name, e.value))
+    }
+
+    fn some(name: &str, value: &str) -> Option<(String, String)> {
+        Some((name.into(), value.into()))
+    }
+
+    #[test]
+    fn lines_as_postgres_reads_them() {
+        assert_eq!(entry("port = 5432\t\t# (change requires restart)"), some("port", "5432"));
+        assert_eq!(entry("  Port 5433"), some("port", "5433"));
+        assert_eq!(entry("port=5433#x"), some("port", "5433"));
+        assert_eq!(entry("a = 'it''s' # c"), some("a", "it's"));
+        assert_eq!(entry(r"a = 'x\\y\'z\101'"), some("a", r"x\y'zA"));
+        assert_eq!(entry("cron.x = ''"), some("cron.x", ""));
+        assert_eq!(entry("include_dir 'conf.d'"), some("include_dir", "conf.d"));
+        assert_eq!(entry("shared_buffers = 128MB\r\n"), some("shared_buffers", "128MB"));
+        for nothing in ["", "# port = 1", "   ", "= 3", "port =", "a = 'open", "1x = 2"] {
+            assert_eq!(entry(nothing), None, "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn quoting_is_undone_by_parsing() {
+        for value in ["", "a", "it's", r"C:\x", "with # and =", "ü"] {
+            assert_eq!(entry(&format!("x = {}", quote(value))), some("x", value));
+        }
+    }
+
+    #[test]
+    fn edits_touch_only_their_line() {
+        let text = "# head\ndata_directory = '/x' # here\nport = 1\ninclude 'a.conf'\nlast = 2";
+        let new = edit(text, |e| match e.name.as_str() {
+            "data_directory" => Edit::CommentOut,
+            "include" => Edit::Set("b.conf".into()),
+            _ => Edit::Keep,
+        });
+        assert_eq!(
+            new,
+            "# head\n#pgcowfs: data_directory = '/x' # here\nport = 1\ninclude 'b.conf'  #pgcowfs: include 'a.conf'\nlast = 2"
+        );
+    }
+
+    #[test]
+    fn set_all_replaces_every_earlier_line() {
+        let text = "# Do not edit\nport = '1'\nwork_mem = '4MB'\nPORT = 2";
+        let set = |list: &[(&str, &str)]| {
+            let list: Vec<_> = list.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+            set_all(text, &list)
+        };
+        assert_eq!(set(&[("port", "7")]), "# Do not edit\nwork_mem = '4MB'\nport = '7'\n");
+        assert_eq!(set(&[("a", "1"), ("A", "2")]), format!("{text}\nA = '2'\n"));
+        assert_eq!(set_all("", &[("a".into(), "it's".into())]), "a = 'it''s'\n");
+    }
+
+    #[test]
+    fn settings_add_up_over_includes() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = DirTree(dir.path().into());
+        tree.make_dir("conf.d").unwrap();
+        tree.write(
+            "postgresql.conf",
+            b"a=1\nb=1\ninclude_dir 'conf.d'\ninclude_if_exists 'none'\ninclude '/etc/x'\n",
+        )
+        .unwrap();
+        tree.write("conf.d/20.conf", b"a=20\n").unwrap();
+        tree.write("conf.d/10.conf", b"a=10\nb=10\n").unwrap();
+        tree.write("conf.d/skipped", b"a=0\n").unwrap();
+        tree.write("postgresql.auto.conf", b"b = 'auto'\nssl = on").unwrap();
+        let settings = Settings::load(&tree).unwrap();
+        assert_eq!((settings.get("a"), settings.get("b")), (Some("20"), Some("auto")));
+        assert!(settings.is_on("ssl") && !settings.is_on("none"));
+        assert_eq!(settings.files, ["postgresql.conf", "conf.d/10.conf", "conf.d/20.conf"]);
+        assert_eq!(settings.outside, ["include '/etc/x' in postgresql.conf"]);
+        tree.write("conf.d/10.conf", b"include '10.conf'\n").unwrap();
+        assert_eq!(Settings::load(&tree).unwrap_err().kind, Kind::BadInput);
+    }
+
+    #[test]
+    fn relative_paths() {
+        assert_eq!(within("conf.d/a.conf", "../x.conf").as_deref(), Some("x.conf"));
+        assert_eq!(within("postgresql.conf", "./a//b"), Some("a/b".into()));
+        assert_eq!(within("postgresql.conf", "../x"), None);
+        assert_eq!(within("postgresql.conf", "/x"), None);
+    }
+}

@@ -1,0 +1,438 @@
+//! A fork must not believe that it is its parent.
+//!
+//! These rules run on a new fork before its name becomes visible, so that it
+//! is safe however it is started, also by a plain `pg_ctl start`:
+//! - it writes nowhere but into its own tree (always);
+//! - it has its own port, socket directory and cluster name (always);
+//! - it does not archive, replicate, follow, subscribe, wait for a standby, or
+//!   run scheduled jobs (unless the identity is to be kept).
+//!
+//! Settings go to postgresql.auto.conf, which overrides postgresql.conf and
+//! all its includes. Only the settings that PostgreSQL reads before it has a
+//! data directory (`hba_file` and the like) must be edited where they stand.
+
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
+
+use super::conf::{self, Edit, Settings};
+use super::tree::{Text, Tree};
+use crate::error::{Error, Kind, Result};
+
+/// Who the fork is.
+pub struct Identity<'a> {
+    /// Its name.
+    pub fork: &'a str,
+    /// Its data directory in the mount.
+    pub pgdata: &'a Path,
+    /// Its port.
+    pub port: u16,
+    /// Its socket directory.
+    pub socket_dir: &'a Path,
+    /// `listen_addresses`.
+    pub listen: &'a str,
+    /// PostgreSQL's major version.
+    pub major: u32,
+    /// Leave replication, archiving and jobs as they are.
+    pub keep: bool,
+    /// More settings.
+    pub settings: &'a [(String, String)],
+    /// Where the parent's data directory is: absolute paths into it are the
+    /// parent's, and become the fork's own.
+    pub parent_pgdata: Option<&'a Path>,
+}
+
+/// Directories of a data directory that PostgreSQL writes to.
+const SERVER_DIRS: [&str; 18] = [
+    "base",
+    "global",
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_logical",
+    "pg_multixact",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_wal",
+    "pg_xact",
+    "pg_xlog",
+];
+
+/// Files that a fork's rules edit: they must be the fork's own.
+const OWN_FILES: [&str; 2] = ["postgresql.conf", "postgresql.auto.conf"];
+
+/// What a fork of a cluster must not have: state of its parent's server, and
+/// the marks of a standby.
+const FOREIGN_FILES: [&str; 6] = [
+    "postmaster.pid",
+    "postmaster.opts",
+    "current_logfiles",
+    "standby.signal",
+    "recovery.signal",
+    "recovery.conf",
+];
+
+/// Libraries whose workers connect to other servers or call out, without a
+/// setting that keeps them from it.
+const CALLING_LIBRARIES: [&str; 5] = ["pglogical", "bdr", "spock", "citus", "pg_net"];
+
+/// Refuses a tree in which the server would write outside (tablespaces, a
+/// symbolic `pg_wal`), and names what lies there.
+pub fn check_contained(tree: &dyn Tree, fork: &str) -> Result<()> {
+    let mut outside = Vec::new();
+    for name in tree.list("pg_tblspc")? {
+        let path = format!("pg_tblspc/{name}");
+        if let Some(target) = leads_out(tree, &path)? {
+            outside.push(format!("tablespace {name} is at {}", target.display()));
+        }
+    }
+    for name in SERVER_DIRS.iter().chain(&OWN_FILES) {
+        if let Some(target) = leads_out(tree, name)? {
+            outside.push(format!("{name} is a link to {}", target.display()));
+        }
+    }
+    if outside.is_empty() {
+        return Ok(());
+    }
+    let mut error = Error::new(
+        Kind::BadInput,
+        format!("{fork:?} has files outside its data directory, which a fork would share"),
+    )
+    .hint(
+        "move them inside: ALTER TABLE/DATABASE ... SET TABLESPACE pg_default and DROP TABLESPACE; \
+             a pg_wal goes back into a stopped fork's directory",
+    );
+    for line in outside {
+        error = error.cause(line);
+    }
+    Err(error)
+}
+
+/// Where a link points, if that is not below the data directory's top.
+fn leads_out(tree: &dyn Tree, path: &str) -> Result<Option<PathBuf>> {
+    let Some(target) = tree.link_target(path)? else {
+        return Ok(None);
+    };
+    let inside = target.to_str().is_some_and(|t| conf::within(path, t).is_some());
+    Ok((!inside).then_some(target))
+}
+
+/// Applies the rules; returns what the user should know.
+pub fn apply(tree: &dyn Tree, identity: &Identity) -> Result<Vec<String>> {
+    check_contained(
+        tree,
+        identity.parent_pgdata.and_then(Path::file_name).and_then(|n| n.to_str()).unwrap_or(identity.fork),
+    )?;
+    let mut warnings = BTreeSet::new();
+    remove_foreign(tree, identity)?;
+    // An include that becomes the fork's own brings another file into view,
+    // so this goes on until there is nothing left to edit.
+    let settings = loop {
+        let settings = Settings::load(tree)?;
+        let mut changed = edit_paths(tree, "postgresql.auto.conf", identity, &mut warnings)?;
+        for file in &settings.files {
+            changed |= edit_paths(tree, file, identity, &mut warnings)?;
+        }
+        if !changed {
+            break settings;
+        }
+    };
+    for outside in &settings.outside {
+        warnings.insert(format!("{outside} is read from outside the fork"));
+    }
+    if !identity.keep {
+        let libraries = settings.get("shared_preload_libraries").unwrap_or_default();
+        for library in libraries.split(',').map(|l| l.trim().trim_matches('"')) {
+            if CALLING_LIBRARIES.contains(&library) {
+                warnings.insert(format!(
+                    "shared_preload_libraries has {library}, whose workers may connect to other servers; \
+                     take it out before the fork starts if it must not"
+                ));
+            }
+        }
+    }
+    let old = Text::decode(
+        tree.read("postgresql.auto.conf")?.unwrap_or_else(|| AUTO_CONF_HEAD.as_bytes().to_vec()),
+    );
+    let new = old.with(conf::set_all(&old.text, &overrides(identity, &settings)));
+    tree.write("postgresql.auto.conf", &new.encode())?;
+    Ok(warnings.into_iter().collect())
+}
+
+const AUTO_CONF_HEAD: &str =
+    "# Do not edit this file manually!\n# It will be overwritten by the ALTER SYSTEM command.\n";
+
+fn remove_foreign(tree: &dyn Tree, identity: &Identity) -> Result<()> {
+    let marks = if identity.keep { 3 } else { FOREIGN_FILES.len() };
+    for name in &FOREIGN_FILES[..marks] {
+        tree.remove(name)?;
+    }
+    if !identity.keep {
+        for slot in tree.list("pg_replslot")? {
+            tree.remove(&format!("pg_replslot/{slot}"))?;
+        }
+    }
+    // A log directory elsewhere (log -> /var/log/postgresql) is the parent's.
+    for name in ["log", "pg_log"] {
+        if leads_out(tree, name)?.is_some() {
+            tree.remove(name)?;
+            tree.make_dir(name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the settings of one file that name the parent's paths name the
+/// fork's; returns whether there were any.
+fn edit_paths(
+    tree: &dyn Tree,
+    file: &str,
+    identity: &Identity,
+    warnings: &mut BTreeSet<String>,
+) -> Result<bool> {
+    let Some(bytes) = tree.read(file)? else {
+        return Ok(false);
+    };
+    let old = Text::decode(bytes);
+    let own = |value: &str| -> Option<String> {
+        let rest = Path::new(value).strip_prefix(identity.parent_pgdata?).ok()?;
+        rest.to_str().map(str::to_string)
+    };
+    let text = conf::edit(&old.text, |entry| match entry.name.as_str() {
+        "data_directory" | "external_pid_file" => Edit::CommentOut,
+        "hba_file" | "ident_file" if entry.value.starts_with('/') => match own(&entry.value) {
+            Some(rest) if rest == default_file(&entry.name) => Edit::CommentOut,
+            // A relative path would be taken from where the server is started.
+            Some(rest) => Edit::Set(identity.pgdata.join(rest).display().to_string()),
+            None if Path::new(&entry.value).starts_with(identity.pgdata) => Edit::Keep,
+            None => {
+                warnings.insert(format!("{} = '{}' is read from outside the fork", entry.name, entry.value));
+                Edit::Keep
+            }
+        },
+        _ if entry.is_include() => match own(&entry.value) {
+            Some(rest) => Edit::Set(format!("{}{rest}", "../".repeat(file.matches('/').count()))),
+            None => Edit::Keep,
+        },
+        _ => Edit::Keep,
+    });
+    let changed = text != old.text;
+    if changed {
+        tree.write(file, &old.with(text).encode())?;
+    }
+    Ok(changed)
+}
+
+/// What PostgreSQL takes when `hba_file` or `ident_file` is not set.
+pub fn default_file(setting: &str) -> &'static str {
+    if setting == "hba_file" { "pg_hba.conf" } else { "pg_ident.conf" }
+}
+
+/// The settings that make it itself; the user's own come last and win.
+fn overrides(identity: &Identity, settings: &Settings) -> Vec<(String, String)> {
+    let mut list: Vec<(&str, String)> = vec![
+        ("cluster_name", identity.fork.to_string()),
+        ("port", identity.port.to_string()),
+        ("unix_socket_directories", identity.socket_dir.display().to_string()),
+        ("listen_addresses", identity.listen.to_string()),
+    ];
+    if writes_outside(settings.get("log_directory")) {
+        list.push(("log_directory", "log".into()));
+    }
+    if identity.major < 15 && writes_outside(settings.get("stats_temp_directory")) {
+        list.push(("stats_temp_directory", "pg_stat_tmp".into()));
+    }
+    if !identity.keep {
+        let off = |name| (name, "off".to_string());
+        let empty = |name| (name, String::new());
+        list.extend([
+            off("archive_mode"),
+            empty("archive_command"),
+            empty("archive_cleanup_command"),
+            empty("restore_command"),
+            empty("recovery_end_command"),
+            empty("primary_conninfo"),
+            empty("primary_slot_name"),
+            // A commit would wait for the parent's standby for ever.
+            empty("synchronous_standby_names"),
+            ("max_logical_replication_workers", "0".to_string()),
+            // Placeholders where the extension is not loaded.
+            off("cron.launch_active_jobs"),
+            ("timescaledb.max_background_workers", "0".to_string()),
+        ]);
+        if identity.major >= 15 {
+            list.push(empty("archive_library"));
+        }
+    }
+    let mut list: Vec<(String, String)> = list.into_iter().map(|(n, v)| (n.to_string(), v)).collect();
+    list.extend_from_slice(identity.settings);
+    list
+}
+
+/// Whether a directory setting leads out of the data directory.
+fn writes_outside(value: Option<&str>) -> bool {
+    let Some(value) = value else { return false };
+    Path::new(value).is_absolute() || Path::new(value).components().any(|c| c == Component::ParentDir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::DirTree;
+    use super::*;
+
+    struct Parent {
+        dir: tempfile::TempDir,
+        tree: DirTree,
+    }
+
+    fn parent(conf: &str, auto: &str) -> Parent {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = DirTree(dir.path().into());
+        for name in ["base", "pg_wal", "pg_tblspc", "pg_replslot", "pg_replslot/slot_a"] {
+            tree.make_dir(name).unwrap();
+        }
+        tree.write("pg_replslot/slot_a/state", b"x").unwrap();
+        tree.write("postgresql.conf", conf.as_bytes()).unwrap();
+        tree.write("postgresql.auto.conf", auto.as_bytes()).unwrap();
+        for name in FOREIGN_FILES {
+            tree.write(name, b"").unwrap();
+        }
+        Parent { dir, tree }
+    }
+
+    fn identity(keep: bool) -> Identity<'static> {
+        Identity {
+            fork: "pr42",
+            pgdata: Path::new("/m/pr42"),
+            port: 6001,
+            socket_dir: Path::new("/s/run/pr42"),
+            listen: "localhost",
+            major: 15,
+            keep,
+            settings: &[],
+            parent_pgdata: Some(Path::new("/m/main")),
+        }
+    }
+
+    fn read(parent: &Parent, path: &str) -> String {
+        String::from_utf8(parent.tree.read(path).unwrap().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_fork_of_production_is_not_production() {
+        let p = parent(
+            "port = 5432\narchive_mode = on\narchive_command = 'cp %p /archive/%f'\nsynchronous_standby_names = '*'\n",
+            "primary_conninfo = 'host=prod'\nprimary_slot_name = 's'\nwork_mem = '5MB'\nport = 6000\n",
+        );
+        assert!(apply(&p.tree, &identity(false)).unwrap().is_empty());
+        for name in FOREIGN_FILES {
+            assert_eq!(p.tree.read(name).unwrap(), None, "{name}");
+        }
+        assert!(p.tree.list("pg_replslot").unwrap().is_empty());
+        let settings = Settings::load(&p.tree).unwrap();
+        for (name, value) in [
+            ("archive_mode", "off"),
+            ("archive_command", ""),
+            ("archive_library", ""),
+            ("restore_command", ""),
+            ("primary_conninfo", ""),
+            ("primary_slot_name", ""),
+            ("synchronous_standby_names", ""),
+            ("max_logical_replication_workers", "0"),
+            ("cron.launch_active_jobs", "off"),
+            ("port", "6001"),
+            ("unix_socket_directories", "/s/run/pr42"),
+            ("listen_addresses", "localhost"),
+            ("cluster_name", "pr42"),
+            ("work_mem", "5MB"),
+        ] {
+            assert_eq!(settings.get(name), Some(value), "{name}");
+        }
+        assert!(!read(&p, "postgresql.auto.conf").contains("prod"), "nothing of the parent is left");
+    }
+
+    #[test]
+    fn applying_twice_changes_nothing() {
+        let p = parent("hba_file = '/m/main/pg_hba.conf'\n", "");
+        apply(&p.tree, &identity(false)).unwrap();
+        let once = (read(&p, "postgresql.conf"), read(&p, "postgresql.auto.conf"));
+        apply(&p.tree, &identity(false)).unwrap();
+        assert_eq!(once, (read(&p, "postgresql.conf"), read(&p, "postgresql.auto.conf")));
+    }
+
+    #[test]
+    fn kept_identity_still_has_its_own_address() {
+        let p = parent("archive_mode = on\n", "primary_conninfo = 'host=prod'\n");
+        apply(&p.tree, &identity(true)).unwrap();
+        let settings = Settings::load(&p.tree).unwrap();
+        assert_eq!(settings.get("archive_mode"), Some("on"));
+        assert_eq!(settings.get("primary_conninfo"), Some("host=prod"));
+        assert_eq!(settings.get("port"), Some("6001"));
+        assert!(p.tree.read("standby.signal").unwrap().is_some());
+        assert!(p.tree.read("postmaster.pid").unwrap().is_none());
+        assert_eq!(p.tree.list("pg_replslot").unwrap(), ["slot_a"]);
+    }
+
+    #[test]
+    fn absolute_paths_become_the_forks_own() {
+        let p = parent(
+            "data_directory = '/m/main'\nhba_file = '/m/main/pg_hba.conf'\nident_file='/m/main/x/id.conf'\n\
+             external_pid_file = '/run/x.pid'\nlog_directory = '/var/log/pg'\nstats_temp_directory = '/run/st'\n\
+             include_dir '/m/main/conf.d'\n",
+            "hba_file = '/m/main/pg_hba.conf'\n",
+        );
+        p.tree.make_dir("conf.d").unwrap();
+        p.tree.write("conf.d/a.conf", b"include '/m/main/b.conf'\nhba_file = '/etc/hba'\n").unwrap();
+        let warnings = apply(&p.tree, &Identity { major: 14, ..identity(false) }).unwrap();
+        // '/etc/hba' is read, not written; b.conf is missing, which PostgreSQL will say itself.
+        assert_eq!(warnings, ["hba_file = '/etc/hba' is read from outside the fork"]);
+        assert_eq!(
+            read(&p, "conf.d/a.conf").lines().next().unwrap().split("  #").next(),
+            Some("include '../b.conf'")
+        );
+        let conf = read(&p, "postgresql.conf");
+        assert!(conf.contains("#pgcowfs: data_directory") && conf.contains("#pgcowfs: hba_file"), "{conf}");
+        assert!(
+            conf.contains("ident_file = '/m/pr42/x/id.conf'") && conf.contains("#pgcowfs: external_pid_file")
+        );
+        assert!(conf.contains("include_dir 'conf.d'"));
+        let settings = Settings::load(&p.tree).unwrap();
+        assert_eq!(settings.get("log_directory"), Some("log"));
+        assert_eq!(settings.get("stats_temp_directory"), Some("pg_stat_tmp"));
+    }
+
+    #[test]
+    fn what_lies_outside_is_refused_by_name() {
+        use std::os::unix::fs::symlink;
+        let p = parent("", "");
+        symlink("/data/ts1", p.dir.path().join("pg_tblspc/16400")).unwrap();
+        symlink("../inside", p.dir.path().join("pg_tblspc/16401")).unwrap();
+        let error = apply(&p.tree, &identity(false)).unwrap_err();
+        assert_eq!(error.kind, Kind::BadInput);
+        assert_eq!(error.causes, ["tablespace 16400 is at /data/ts1"]);
+        assert!(error.message.contains("main"), "{error}");
+        assert!(p.tree.read("postmaster.pid").unwrap().is_some(), "nothing was changed");
+        p.tree.remove("pg_tblspc/16400").unwrap();
+        p.tree.remove("pg_wal").unwrap();
+        symlink("/wal", p.dir.path().join("pg_wal")).unwrap();
+        symlink("/var/log", p.dir.path().join("log")).unwrap();
+        assert_eq!(apply(&p.tree, &identity(false)).unwrap_err().causes, ["pg_wal is a link to /wal"]);
+        p.tree.remove("pg_wal").unwrap();
+        apply(&p.tree, &identity(false)).unwrap();
+        assert_eq!(p.tree.link_target("log").unwrap(), None);
+    }
+
+    #[test]
+    fn the_users_settings_win_and_libraries_that_call_out_are_named() {
+        let p = parent("shared_preload_libraries = 'pg_stat_statements, citus'\n", "");
+        let settings = [("archive_mode".to_string(), "on".to_string())];
+        let warnings = apply(&p.tree, &Identity { settings: &settings, ..identity(false) }).unwrap();
+        assert!(warnings.len() == 1 && warnings[0].contains("citus"), "{warnings:?}");
+        assert_eq!(Settings::load(&p.tree).unwrap().get("archive_mode"), Some("on"));
+    }
+}

@@ -1,0 +1,15 @@
+//! Everything that knows PostgreSQL. Nothing outside imports tokio-postgres or
+//! looks into a data directory.
+
+pub mod adopt;
+pub mod binaries;
+pub mod cluster;
+pub mod conf;
+pub mod connect;
+pub mod debian;
+pub mod identity;
+pub mod import;
+pub mod initdb;
+pub mod server;
+pub mod tree;
+pub mod user;

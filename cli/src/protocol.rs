@@ -1,0 +1,217 @@
+//! What client and daemon say to each other over the control socket: one JSON
+//! object per line, a request and its reply in turn.
+//!
+//! Slow work (initdb, copying, starting and stopping servers) is the client's;
+//! the daemon does what must be atomic: the store, ports, settings.
+//!
+//! A fork made by `create` belongs to the connection that made it until it is
+//! published: if the connection ends before, the daemon removes it. So a
+//! client that is interrupted or killed leaves nothing behind.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::StorePaths;
+use crate::error::Error;
+use crate::meta::{ForkMeta, Origin};
+
+/// Goes up with every incompatible change. `hello` and `shutdown` stay as they
+/// are for ever, so that a new program can end an old daemon.
+pub const PROTOCOL: u32 = 1;
+
+/// What a client asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// Who are you? -> [`Hello`]
+    Hello,
+    /// -> [`DaemonStatus`]
+    Status,
+    /// -> `Vec<ForkRow>`
+    List,
+    /// -> [`ForkRow`]
+    Info {
+        /// The fork.
+        fork: String,
+    },
+    /// Makes an incomplete root fork. -> [`Created`]
+    Create(CreateSpec),
+    /// Makes it complete and durable. -> [`ForkRow`]
+    Publish {
+        /// The fork.
+        fork: String,
+    },
+    /// -> [`Forked`]
+    Fork(ForkSpec),
+    /// Removes a fork whose server does not run. -> null
+    Remove {
+        /// The fork.
+        fork: String,
+    },
+    /// Makes everything in the fork durable. -> null
+    Sync {
+        /// The fork.
+        fork: String,
+    },
+    /// Gives a stopped fork another port. -> [`ForkRow`]
+    SetPort {
+        /// The fork.
+        fork: String,
+        /// The port.
+        port: u16,
+    },
+    /// Ends the daemon; refused while servers run. -> null, after everything is durable and unmounted
+    Shutdown {
+        /// Detach a mount that is in use.
+        force: bool,
+    },
+}
+
+/// The daemon's reply: either the value that the request names, or an error.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Done.
+    Ok(serde_json::Value),
+    /// Not done.
+    Error(Error),
+}
+
+/// Who answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL`] of the daemon.
+    pub protocol: u32,
+    /// The program's version.
+    pub version: String,
+    /// The daemon's process.
+    pub pid: i32,
+    /// Where the forks are.
+    pub mountpoint: PathBuf,
+}
+
+/// About the daemon and its store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// Forks in the store.
+    pub forks: u64,
+    /// Layers in the store.
+    pub layers: u64,
+    /// Entries of the map in memory.
+    pub map_entries: u64,
+    /// Their memory.
+    pub map_memory_bytes: u64,
+    /// What the store takes on its disk.
+    pub store_bytes: u64,
+    /// Since the daemon started.
+    pub uptime_s: f64,
+    /// What the kernel has asked so far, by kind.
+    pub requests: Vec<(String, u64)>,
+}
+
+/// One fork, as the daemon knows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ForkRow {
+    /// Its name.
+    pub name: String,
+    /// The fork it was made from.
+    pub parent: Option<String>,
+    /// RFC 3339.
+    pub created_at: String,
+    /// Layers from its head down to its root.
+    pub depth: u32,
+    /// Bytes that only it holds.
+    pub delta_bytes: u64,
+    /// Those of them that are WAL segments.
+    #[serde(default)]
+    pub wal_bytes: u64,
+    /// Sum of its files' sizes.
+    pub logical_bytes: u64,
+    /// The base below it.
+    pub base: Option<PathBuf>,
+    /// Why it accepts nothing any more.
+    pub fault: Option<String>,
+    /// Its data directory.
+    pub pgdata: PathBuf,
+    /// Its server's settings.
+    pub meta: ForkMeta,
+    /// Its postmaster.pid, if it has one.
+    pub pid_file: Option<String>,
+}
+
+/// A root fork to make.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CreateSpec {
+    /// Its name.
+    pub fork: String,
+    /// Its server's settings; port (unless chosen) and socket directory are filled in by the daemon.
+    pub meta: ForkMeta,
+    /// The port that the user has chosen.
+    pub port: Option<u16>,
+}
+
+impl CreateSpec {
+    /// The directory to use in place.
+    pub fn base(&self) -> Option<&PathBuf> {
+        match &self.meta.origin {
+            Origin::Base(dir) => Some(dir),
+            _ => None,
+        }
+    }
+}
+
+/// An incomplete root fork.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Created {
+    /// Its data directory: empty, or showing its base.
+    pub pgdata: PathBuf,
+    /// Its server's settings, with port and socket directory.
+    pub meta: ForkMeta,
+}
+
+/// A fork to make.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ForkSpec {
+    /// The fork to copy.
+    pub parent: String,
+    /// The new fork's name.
+    pub child: String,
+    /// The port that the user has chosen.
+    pub port: Option<u16>,
+    /// `listen_addresses`.
+    pub listen: String,
+    /// Settings for postgresql.auto.conf.
+    pub settings: Vec<(String, String)>,
+    /// Leave replication, archiving and jobs as they are.
+    pub keep_identity: bool,
+}
+
+/// What a fork did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Forked {
+    /// The new fork.
+    pub row: ForkRow,
+    /// From the call to its durable return.
+    pub fork_ms: f64,
+    /// For how long the parent's writes were held.
+    pub stall_ms: f64,
+    /// Bytes of map written because of it.
+    pub map_bytes: u64,
+    /// What its user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Runs `with` on a path of the control socket that is short enough for the
+/// kernel, wherever the store is: sockets have at most 107 bytes of path.
+pub fn at_control<T>(paths: &StorePaths, with: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let path = paths.control();
+    if path.as_os_str().len() <= 107 {
+        return with(&path);
+    }
+    let dir = File::open(&paths.dir)?;
+    with(&PathBuf::from(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd())))
+}

@@ -1,0 +1,517 @@
+//! What commands report: typed values, made first and rendered last, as JSON
+//! (field names are part of the interface, see `docs/CLI.md`) or for people.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::postgres::server::State;
+use crate::protocol::ForkRow;
+use crate::ui::{Cell, bytes_text, duration_text, pairs, table};
+
+/// A command's result.
+pub trait Report: Serialize {
+    /// The result for people.
+    fn human(&self, color: bool) -> String;
+}
+
+/// One fork.
+#[derive(Clone, Debug, Serialize)]
+pub struct ForkReport {
+    /// Its name.
+    pub name: String,
+    /// The fork it was made from; null for a root.
+    pub parent: Option<String>,
+    /// running, stopped or crashed.
+    pub state: &'static str,
+    /// Its server's process, while running.
+    pub pid: Option<i32>,
+    /// Its port.
+    pub port: u16,
+    /// Its socket's directory.
+    pub socket_dir: PathBuf,
+    /// How to connect through the socket.
+    pub url: String,
+    /// How to connect over TCP, without the password; null if the server does not listen there.
+    pub tcp_url: Option<String>,
+    /// Its data directory.
+    pub pgdata: PathBuf,
+    /// The major version.
+    pub pg_version: String,
+    /// RFC 3339.
+    pub created_at: String,
+    /// Bytes that only this fork holds.
+    pub delta_bytes: u64,
+    /// Those of them that are WAL segments.
+    pub wal_bytes: u64,
+    /// Sum of its files' sizes.
+    pub logical_bytes: u64,
+    /// Layers from its head down to its root.
+    pub depth: u32,
+    /// The directory it uses in place.
+    pub base: Option<PathBuf>,
+    /// The user its server runs as.
+    pub run_as: String,
+    /// Its server's log.
+    pub log: PathBuf,
+    /// Why it accepts nothing any more.
+    pub fault: Option<String>,
+    /// Whether `url` knows the password for TCP.
+    #[serde(skip)]
+    pub knows_password: bool,
+}
+
+impl ForkReport {
+    /// From what the daemon knows and what /proc shows.
+    pub fn new(row: &ForkRow, log: PathBuf) -> ForkReport {
+        let state = State::of(row.pid_file.as_deref(), &row.pgdata);
+        ForkReport {
+            name: row.name.clone(),
+            parent: row.parent.clone(),
+            state: state.name(),
+            pid: state.pid(),
+            port: row.meta.port,
+            socket_dir: row.meta.socket_dir.clone(),
+            url: row.meta.socket_url("postgres"),
+            tcp_url: row.meta.tcp_url("postgres", false),
+            pgdata: row.pgdata.clone(),
+            pg_version: row.meta.pg_version.to_string(),
+            created_at: row.created_at.clone(),
+            delta_bytes: row.delta_bytes,
+            wal_bytes: row.wal_bytes,
+            logical_bytes: row.logical_bytes,
+            depth: row.depth,
+            base: row.base.clone(),
+            run_as: row.meta.run_as.clone(),
+            log,
+            fault: row.fault.clone(),
+            knows_password: row.meta.password.is_some(),
+        }
+    }
+
+    fn state_cell(&self, color: bool) -> Cell {
+        let (text, paint) = match (&self.fault, self.state) {
+            (Some(_), _) => ("fault", Some("31")),
+            (None, "running") => ("running", Some("32")),
+            (None, "crashed") => ("crashed", Some("31")),
+            (None, other) => (other, None),
+        };
+        Cell::colored(text, paint.filter(|_| color))
+    }
+}
+
+impl Report for ForkReport {
+    fn human(&self, color: bool) -> String {
+        let mut rows = vec![
+            ("name", Cell::plain(&self.name)),
+            ("parent", Cell::plain(self.parent.as_deref().unwrap_or("-"))),
+            ("state", self.state_cell(color)),
+        ];
+        if let Some(fault) = &self.fault {
+            rows.push(("fault", Cell::plain(fault)));
+        }
+        if let Some(pid) = self.pid {
+            rows.push(("pid", Cell::plain(pid.to_string())));
+        }
+        rows.extend([
+            ("url", Cell::plain(&self.url)),
+            ("tcp", Cell::plain(self.tcp_url.as_deref().unwrap_or("-"))),
+            ("port", Cell::plain(self.port.to_string())),
+            ("sockets", Cell::plain(self.socket_dir.display().to_string())),
+            ("pgdata", Cell::plain(self.pgdata.display().to_string())),
+            ("log", Cell::plain(self.log.display().to_string())),
+            ("version", Cell::plain(format!("PostgreSQL {}", self.pg_version))),
+            ("runs as", Cell::plain(&self.run_as)),
+        ]);
+        if let Some(base) = &self.base {
+            rows.push(("base", Cell::plain(base.display().to_string())));
+        }
+        rows.extend([
+            ("created", Cell::plain(&self.created_at)),
+            ("own", Cell::plain(bytes_text(self.delta_bytes))),
+            ("size", Cell::plain(bytes_text(self.logical_bytes))),
+            ("depth", Cell::plain(self.depth.to_string())),
+        ]);
+        pairs(&rows)
+    }
+}
+
+/// `list`
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct ListReport(pub Vec<ForkReport>);
+
+impl Report for ListReport {
+    fn human(&self, color: bool) -> String {
+        let row = |fork: &ForkReport| {
+            let created = fork.created_at.get(..16).unwrap_or(&fork.created_at).replace('T', " ");
+            vec![
+                Cell::plain(&fork.name),
+                Cell::plain(fork.parent.as_deref().unwrap_or("-")),
+                fork.state_cell(color),
+                Cell::plain(fork.port.to_string()),
+                Cell::plain(&fork.pg_version),
+                Cell::plain(bytes_text(fork.delta_bytes)),
+                Cell::plain(bytes_text(fork.logical_bytes)),
+                Cell::plain(fork.depth.to_string()),
+                Cell::plain(created),
+            ]
+        };
+        let rows: Vec<Vec<Cell>> = self.0.iter().map(row).collect();
+        let head = ["NAME", "PARENT", "STATE", "PORT", "PG", "OWN", "SIZE", "DEPTH", "CREATED (UTC)"];
+        table(&head, &[false, false, false, true, true, true, true, true, false], &rows)
+    }
+}
+
+/// `init`
+#[derive(Debug, Serialize)]
+pub struct InitReport {
+    /// The store.
+    pub store: PathBuf,
+    /// Where its forks will appear.
+    pub mountpoint: PathBuf,
+    /// The ports they are given.
+    pub port_range: String,
+}
+
+impl Report for InitReport {
+    fn human(&self, _color: bool) -> String {
+        format!("made an empty store in {}\nnext: pgcowfs create NAME", self.store.display())
+    }
+}
+
+/// `create`
+#[derive(Debug, Serialize)]
+pub struct CreateReport {
+    /// The new fork.
+    #[serde(flatten)]
+    pub fork: ForkReport,
+    /// What its user should know.
+    pub warnings: Vec<String>,
+    /// How long it took.
+    pub create_ms: f64,
+}
+
+impl Report for CreateReport {
+    fn human(&self, _color: bool) -> String {
+        let took = duration_text(Duration::from_secs_f64(self.create_ms / 1e3));
+        let fork = &self.fork;
+        format!(
+            "created {} in {took}: PostgreSQL {}, {}, port {}\nnext: pgcowfs start {}",
+            fork.name,
+            fork.pg_version,
+            bytes_text(fork.logical_bytes),
+            fork.port,
+            fork.name
+        )
+    }
+}
+
+/// `fork`
+#[derive(Debug, Serialize)]
+pub struct ForkedReport {
+    /// The new fork.
+    #[serde(flatten)]
+    pub fork: ForkReport,
+    /// From the request for the fork to its durable end.
+    pub fork_ms: f64,
+    /// For how long the parent's writes were held.
+    pub stall_ms: f64,
+    /// How long the parent's CHECKPOINT took; null if none was asked for.
+    pub checkpoint_ms: Option<f64>,
+    /// Bytes of the block map written because of the fork.
+    pub map_bytes: u64,
+    /// How long its server took to start; null if it was not to.
+    pub start_ms: Option<f64>,
+    /// What its user should know.
+    pub warnings: Vec<String>,
+}
+
+impl Report for ForkedReport {
+    fn human(&self, _color: bool) -> String {
+        let parent = self.fork.parent.as_deref().unwrap_or("-");
+        let mut out = format!(
+            "forked {parent} as {} in {:.1} ms ({parent}'s writes were held for {:.3} ms)\n",
+            self.fork.name, self.fork_ms, self.stall_ms
+        );
+        if let Some(ms) = self.checkpoint_ms {
+            out += &format!(
+                "the CHECKPOINT before it took {}\n",
+                duration_text(Duration::from_secs_f64(ms / 1e3))
+            );
+        }
+        match self.start_ms {
+            Some(ms) => out += &connections(&self.fork, ms),
+            None => out += &format!("next: pgcowfs start {}\n", self.fork.name),
+        }
+        out
+    }
+}
+
+/// `start`, `restart`
+#[derive(Debug, Serialize)]
+pub struct StartReport {
+    /// The fork.
+    #[serde(flatten)]
+    pub fork: ForkReport,
+    /// How long it took until it accepted connections.
+    pub start_ms: f64,
+}
+
+impl Report for StartReport {
+    fn human(&self, _color: bool) -> String {
+        connections(&self.fork, self.start_ms)
+    }
+}
+
+fn connections(fork: &ForkReport, start_ms: f64) -> String {
+    let took = duration_text(Duration::from_secs_f64(start_ms / 1e3));
+    let mut out = format!("{} is running on port {} (started in {took})\n", fork.name, fork.port);
+    out += &format!("  socket  {}\n", fork.url);
+    if let Some(tcp) = &fork.tcp_url {
+        let with_password = match fork.knows_password {
+            true => format!("  (with the password: pgcowfs url {} --tcp)", fork.name),
+            false => String::new(),
+        };
+        out += &format!("  tcp     {tcp}{with_password}\n");
+    }
+    out
+}
+
+/// `stop`
+#[derive(Debug, Serialize)]
+pub struct StopReport {
+    /// The fork.
+    pub name: String,
+    /// Its state now.
+    pub state: &'static str,
+    /// How long it took.
+    pub stop_ms: f64,
+}
+
+impl Report for StopReport {
+    fn human(&self, _color: bool) -> String {
+        format!(
+            "{} is stopped (took {})",
+            self.name,
+            duration_text(Duration::from_secs_f64(self.stop_ms / 1e3))
+        )
+    }
+}
+
+/// `url`
+#[derive(Debug, Serialize)]
+pub struct UrlReport {
+    /// The fork.
+    pub name: String,
+    /// Connection string for the socket.
+    pub socket_url: Option<String>,
+    /// Connection string for TCP, with the password where it is known.
+    pub tcp_url: Option<String>,
+    /// Host for TCP.
+    pub host: Option<String>,
+    /// Socket directory.
+    pub socket_dir: PathBuf,
+    /// Port, also in the socket's name.
+    pub port: u16,
+    /// Role.
+    pub user: String,
+    /// Database.
+    pub database: String,
+    /// The role's password for TCP, where `create` made it.
+    pub password: Option<String>,
+}
+
+impl Report for UrlReport {
+    fn human(&self, _color: bool) -> String {
+        let lines: Vec<&str> =
+            [&self.socket_url, &self.tcp_url].into_iter().flatten().map(String::as_str).collect();
+        lines.join("\n")
+    }
+}
+
+/// `path`
+#[derive(Debug, Serialize)]
+pub struct PathReport {
+    /// The fork.
+    pub name: String,
+    /// Its data directory.
+    pub pgdata: PathBuf,
+}
+
+impl Report for PathReport {
+    fn human(&self, _color: bool) -> String {
+        self.pgdata.display().to_string()
+    }
+}
+
+/// `rm`
+#[derive(Debug, Serialize)]
+pub struct RmReport {
+    /// The removed forks.
+    pub removed: Vec<String>,
+}
+
+impl Report for RmReport {
+    fn human(&self, _color: bool) -> String {
+        format!("removed {}", self.removed.join(", "))
+    }
+}
+
+/// `mount`
+#[derive(Debug, Serialize)]
+pub struct MountReport {
+    /// The store.
+    pub store: PathBuf,
+    /// Where its forks are.
+    pub mountpoint: PathBuf,
+    /// The daemon.
+    pub pid: i32,
+    /// Whether this command started it.
+    pub started: bool,
+}
+
+impl Report for MountReport {
+    fn human(&self, _color: bool) -> String {
+        let was = if self.started { "mounted" } else { "already mounted" };
+        format!("{was} at {} (daemon: process {})", self.mountpoint.display(), self.pid)
+    }
+}
+
+/// `umount`
+#[derive(Debug, Serialize)]
+pub struct UmountReport {
+    /// Where the forks were.
+    pub mountpoint: PathBuf,
+    /// Whether there was anything to unmount.
+    pub was_mounted: bool,
+    /// The forks whose servers were stopped.
+    pub stopped: Vec<String>,
+}
+
+impl Report for UmountReport {
+    fn human(&self, _color: bool) -> String {
+        let mountpoint = self.mountpoint.display();
+        let mut out = match self.was_mounted {
+            true => format!("unmounted {mountpoint}"),
+            false => format!("nothing was mounted at {mountpoint}"),
+        };
+        if !self.stopped.is_empty() {
+            out += &format!(", stopped {}", self.stopped.join(", "));
+        }
+        out
+    }
+}
+
+/// `status`
+#[derive(Debug, Serialize)]
+pub struct StatusReport {
+    /// This program's version, or the running daemon's.
+    pub version: String,
+    /// running, stopped, or dead (the daemon was killed and its mount is left over).
+    pub state: &'static str,
+    /// The daemon.
+    pub pid: Option<i32>,
+    /// Where the forks are, or will be.
+    pub mountpoint: PathBuf,
+    /// The store.
+    pub store: PathBuf,
+    /// Number of forks; this and the following are null without a daemon.
+    pub forks: Option<u64>,
+    /// Number of layers.
+    pub layers: Option<u64>,
+    /// Entries of the block map in memory.
+    pub map_entries: Option<u64>,
+    /// Their memory.
+    pub map_memory_bytes: Option<u64>,
+    /// What the store takes on its disk.
+    pub store_bytes: Option<u64>,
+    /// For how long the daemon has run.
+    pub uptime_s: Option<f64>,
+    /// Requests of the kernel so far, by kind.
+    pub requests: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl Report for StatusReport {
+    fn human(&self, color: bool) -> String {
+        let paint = match self.state {
+            "running" => Some("32"),
+            "dead" => Some("31"),
+            _ => None,
+        };
+        let text = match self.state {
+            "dead" => "dead: the daemon was killed; the next command that needs it cleans up and goes on",
+            "stopped" => "not mounted",
+            other => other,
+        };
+        let mut rows = vec![
+            ("store", Cell::plain(self.store.display().to_string())),
+            ("mount point", Cell::plain(self.mountpoint.display().to_string())),
+            ("daemon", Cell::colored(text, paint.filter(|_| color))),
+            ("version", Cell::plain(&self.version)),
+        ];
+        if let Some(pid) = self.pid {
+            rows.push(("pid", Cell::plain(pid.to_string())));
+        }
+        let number = |n: Option<u64>| n.map(|n| Cell::plain(n.to_string()));
+        let bytes = |n: Option<u64>| n.map(|n| Cell::plain(bytes_text(n)));
+        let rest = [
+            ("uptime", self.uptime_s.map(|s| Cell::plain(duration_text(Duration::from_secs_f64(s))))),
+            ("forks", number(self.forks)),
+            ("layers", number(self.layers)),
+            ("map entries", number(self.map_entries)),
+            ("map memory", bytes(self.map_memory_bytes)),
+            ("store size", bytes(self.store_bytes)),
+        ];
+        rows.extend(rest.into_iter().filter_map(|(name, cell)| Some((name, cell?))));
+        pairs(&rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::tests::sample;
+
+    fn row() -> ForkRow {
+        ForkRow {
+            name: "pr42".into(),
+            parent: None,
+            created_at: "2026-01-02T03:04:05.678Z".into(),
+            depth: 2,
+            delta_bytes: 8192,
+            wal_bytes: 0,
+            logical_bytes: 1 << 30,
+            base: None,
+            fault: None,
+            pgdata: "/m/pr42".into(),
+            meta: sample(),
+            pid_file: None,
+        }
+    }
+
+    #[test]
+    fn json_has_the_documented_fields_and_no_secret() {
+        let report = ForkReport::new(&row(), "/s/logs/pr42.log".into());
+        let value = serde_json::to_value(ListReport(vec![report])).unwrap();
+        let fork = &value.as_array().unwrap()[0];
+        assert!(fork["parent"].is_null());
+        assert_eq!(fork["state"], "stopped");
+        assert_eq!(fork["pg_version"], "15");
+        assert_eq!(fork["port"], 6001);
+        let documentation = include_str!("../../docs/CLI.md");
+        for field in fork.as_object().unwrap().keys() {
+            assert!(documentation.contains(&format!("`{field}`")), "docs/CLI.md does not explain {field}");
+        }
+        assert!(!value.to_string().contains("p@ss"));
+    }
+
+    #[test]
+    fn people_see_a_table() {
+        let text = ListReport(vec![ForkReport::new(&row(), "/l".into())]).human(false);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("NAME  PARENT  STATE"));
+        assert!(lines[1].contains("8.0 kB  1.0 GB") && lines[1].ends_with("2026-01-02 03:04"), "{text}");
+    }
+}

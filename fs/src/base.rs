@@ -1,0 +1,209 @@
+//! A base: an existing PGDATA directory used in place, read-only.
+//!
+//! Each of its files is recorded as it was when it was added, and compared
+//! around every read. A base that changes underneath is found at the first read
+//! of a changed file, which then fails instead of mixing two states.
+
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use parking_lot::Mutex;
+
+use crate::attr::Kind;
+use crate::block::{BLOCK_BYTES, BlockNo, blocks_for};
+use crate::error::{Error, Result};
+use crate::map::schema::{BaseFileRecord, Time};
+
+/// Base files kept open by this process. More only cost an open each.
+const OPEN_FILES_MAX: usize = 512;
+
+static OPEN: LazyLock<Mutex<HashMap<PathBuf, Arc<File>>>> = LazyLock::new(Mutex::default);
+
+/// One file of a base.
+#[derive(Debug)]
+pub struct BaseFile {
+    record: BaseFileRecord,
+}
+
+fn time(secs: i64, nanos: i64) -> Time {
+    Time { secs, nanos: nanos as u32 }
+}
+
+fn record(path: &Path, meta: &Metadata) -> Result<BaseFileRecord> {
+    let text = path.to_str().ok_or_else(|| Error::BadBase {
+        path: path.to_path_buf(),
+        reason: "its path is not valid UTF-8".into(),
+    })?;
+    Ok(BaseFileRecord {
+        path: text.to_string(),
+        dev: meta.dev(),
+        ino: meta.ino(),
+        size: meta.size(),
+        mtime: time(meta.mtime(), meta.mtime_nsec()),
+        ctime: time(meta.ctime(), meta.ctime_nsec()),
+    })
+}
+
+impl BaseFile {
+    /// From its record.
+    pub fn new(record: BaseFileRecord) -> Self {
+        BaseFile { record }
+    }
+
+    /// Its length in blocks.
+    pub fn blocks(&self) -> BlockNo {
+        blocks_for(self.record.size)
+    }
+
+    /// Fills `buf` with the blocks from `block` on; zeros beyond the end.
+    pub fn read(&self, block: BlockNo, buf: &mut [u8]) -> Result<()> {
+        let file = self.open()?;
+        let mut offset = u64::from(block) * BLOCK_BYTES;
+        let mut rest = &mut *buf;
+        while !rest.is_empty() {
+            match file.read_at(rest, offset) {
+                Ok(0) => {
+                    rest.fill(0);
+                    break;
+                }
+                Ok(n) => {
+                    rest = &mut rest[n..];
+                    offset += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.error(e)),
+            }
+        }
+        let meta = file.metadata().map_err(|e| self.error(e))?;
+        self.compare(&meta)
+    }
+
+    fn error(&self, e: io::Error) -> Error {
+        Error::io(format!("reading base file {}", self.record.path), e)
+    }
+
+    fn open(&self) -> Result<Arc<File>> {
+        let path = PathBuf::from(&self.record.path);
+        if let Some(file) = OPEN.lock().get(&path) {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(File::open(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => {
+                Error::BaseChanged { path: path.clone(), what: "it is no longer there".into() }
+            }
+            _ => self.error(e),
+        })?);
+        let meta = file.metadata().map_err(|e| self.error(e))?;
+        self.compare(&meta)?;
+        let mut open = OPEN.lock();
+        if open.len() >= OPEN_FILES_MAX
+            && let Some(any) = open.keys().next().cloned()
+        {
+            open.remove(&any);
+        }
+        open.insert(path, file.clone());
+        Ok(file)
+    }
+
+    fn compare(&self, meta: &Metadata) -> Result<()> {
+        let now = record(Path::new(&self.record.path), meta)?;
+        let was = &self.record;
+        let what = if (now.dev, now.ino) != (was.dev, was.ino) {
+            "another file has taken its place".to_string()
+        } else if now.size != was.size {
+            format!("it had {} bytes and has {}", was.size, now.size)
+        } else if now.mtime != was.mtime || now.ctime != was.ctime {
+            "it was written to or its attributes were changed".to_string()
+        } else {
+            return Ok(());
+        };
+        OPEN.lock().remove(Path::new(&was.path));
+        Err(Error::BaseChanged { path: PathBuf::from(&was.path), what })
+    }
+}
+
+/// One entry found in a base.
+#[derive(Debug)]
+pub struct Found {
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its attributes.
+    pub meta: Metadata,
+    /// A regular file's record.
+    pub file: Option<BaseFileRecord>,
+    /// A link's target.
+    pub target: Vec<u8>,
+    /// A directory's entries.
+    pub entries: Vec<Found>,
+}
+
+/// Lists a PGDATA directory with everything in it. The symbolic links that
+/// PostgreSQL itself makes (`pg_wal`, `pg_tblspc/OID`) are followed, so that no
+/// fork writes through them.
+pub fn scan(dir: &Path) -> Result<Vec<Found>> {
+    scan_dir(dir, &mut Vec::new())
+}
+
+fn scan_dir(dir: &Path, place: &mut Vec<Vec<u8>>) -> Result<Vec<Found>> {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let bad = |path: &Path, e: io::Error| Error::BadBase { path: path.to_path_buf(), reason: e.to_string() };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|e| bad(dir, e))? {
+        let entry = entry.map_err(|e| bad(dir, e))?;
+        let path = entry.path();
+        let name = entry.file_name().into_vec();
+        let mut meta = entry.metadata().map_err(|e| bad(&path, e))?;
+        let servers_own = match place.as_slice() {
+            [] => name == b"pg_wal",
+            [top] => top == b"pg_tblspc",
+            _ => false,
+        };
+        if meta.file_type().is_symlink() && servers_own {
+            meta = std::fs::metadata(&path).map_err(|e| bad(&path, e))?;
+        }
+        let kind = meta.file_type();
+        let kind = if kind.is_dir() {
+            Kind::Directory
+        } else if kind.is_file() {
+            Kind::File
+        } else if kind.is_symlink() {
+            Kind::Symlink
+        } else if kind.is_fifo() {
+            Kind::Fifo
+        } else if kind.is_socket() {
+            Kind::Socket
+        } else {
+            return Err(Error::BadBase { path, reason: "it is a device".into() });
+        };
+        let file = if kind == Kind::File {
+            // Tried now, so that an unreadable base is refused as a whole.
+            File::open(&path).map_err(|e| bad(&path, e))?;
+            let real = path.canonicalize().map_err(|e| bad(&path, e))?;
+            Some(record(&real, &meta)?)
+        } else {
+            None
+        };
+        let target = match kind {
+            Kind::Symlink => {
+                std::fs::read_link(&path).map_err(|e| bad(&path, e))?.as_os_str().as_bytes().to_vec()
+            }
+            _ => Vec::new(),
+        };
+        let entries = if kind == Kind::Directory {
+            place.push(name.clone());
+            let entries = scan_dir(&path, place)?;
+            place.pop();
+            entries
+        } else {
+            Vec::new()
+        };
+        found.push(Found { name, kind, meta, file, target, entries });
+    }
+    Ok(found)
+}

@@ -1,0 +1,250 @@
+//! The delta store: pages in host files, out of place.
+//!
+//! Each fork writes its changed pages to a delta file of its own. A page is
+//! acknowledged from memory, written past the host's page cache in the
+//! background, and becomes part of the fork when a map commit refers to it.
+//! A slot that a durable map may refer to is never written again before that
+//! reference is gone for good ([`space`], [`grace`]).
+
+pub mod grace;
+pub mod space;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::block::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, Page};
+use crate::device::{Device, DeviceFile, DirectBuf};
+use crate::error::{Error, Result};
+use crate::ids::FileId;
+use crate::map::schema::Slot;
+use space::SlotSpace;
+
+/// The largest single write to the host.
+const WRITE_BYTES: usize = 1 << 20;
+/// Host space is taken in steps that grow with the file, from one to the other.
+const GROW_MIN_SLOTS: u32 = 32;
+const GROW_MAX_SLOTS: u32 = 8192;
+/// Host space that is left for the block map and for what must never fail:
+/// commits, renames, removals.
+pub const RESERVE_BYTES: u64 = 64 << 20;
+
+/// One delta file.
+pub struct Delta {
+    /// Its number, 1 or more.
+    pub id: u32,
+    device: Arc<dyn Device>,
+    file: OnceLock<Arc<dyn DeviceFile>>,
+    /// Pages not written yet, by slot number.
+    dirty: Mutex<BTreeMap<u32, Arc<Page>>>,
+    dirty_bytes: AtomicU64,
+    /// Data written since the last flush of the host file.
+    unflushed: AtomicBool,
+    flushing: Mutex<()>,
+    /// Held by the one who writes: two writes of one slot stay in order.
+    writer: Mutex<Option<DirectBuf>>,
+    space: Mutex<SlotSpace>,
+    /// Held from the plan of a durable change to its application.
+    commit: Mutex<()>,
+    /// Its fork is gone: the file goes with its last page.
+    pub retired: AtomicBool,
+}
+
+/// The host file's name for delta file `id`.
+pub fn file_name(id: u32) -> String {
+    format!("{id:08}")
+}
+
+impl Delta {
+    /// The delta file of number `id`; the host file is opened or made when it is
+    /// first needed.
+    pub fn new(device: Arc<dyn Device>, id: u32) -> Arc<Delta> {
+        Arc::new(Delta {
+            id,
+            device,
+            file: OnceLock::new(),
+            dirty: Mutex::default(),
+            dirty_bytes: AtomicU64::new(0),
+            unflushed: AtomicBool::new(false),
+            flushing: Mutex::new(()),
+            writer: Mutex::new(None),
+            space: Mutex::default(),
+            commit: Mutex::new(()),
+            retired: AtomicBool::new(false),
+        })
+    }
+
+    fn file(&self) -> Result<&Arc<dyn DeviceFile>> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = self.device.open(&file_name(self.id), false).map_err(|e| self.error("opening", e))?;
+        Ok(self.file.get_or_init(|| file))
+    }
+
+    /// The host file for writing: made, with a durable name, if there is none.
+    fn file_for_growth(&self) -> Result<&Arc<dyn DeviceFile>> {
+        if self.file.get().is_none() && self.space_is_empty_on_host()? {
+            let file = self
+                .device
+                .open(&file_name(self.id), true)
+                .and_then(|f| self.device.flush_names().map(|()| f))
+                .map_err(|e| self.error("making", e))?;
+            return Ok(self.file.get_or_init(|| file));
+        }
+        self.file()
+    }
+
+    fn space_is_empty_on_host(&self) -> Result<bool> {
+        match self.device.open(&file_name(self.id), false) {
+            Ok(_) => Ok(false),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(true),
+            Err(e) => Err(self.error("opening", e)),
+        }
+    }
+
+    fn error(&self, verb: &str, e: std::io::Error) -> Error {
+        Error::io(format!("{verb} delta file {}", file_name(self.id)), e)
+    }
+
+    /// The slots.
+    pub fn space(&self) -> MutexGuard<'_, SlotSpace> {
+        self.space.lock()
+    }
+
+    /// Keeps other commits away from this file's durable counts.
+    pub fn lock_commit(&self) -> MutexGuard<'_, ()> {
+        self.commit.lock()
+    }
+
+    /// A free slot with space on the host, for `block` of `file`.
+    pub fn take(&self, file: FileId, block: BlockNo) -> Result<Slot> {
+        let mut space = self.space.lock();
+        loop {
+            if let Some(index) = space.take(file, block) {
+                return Ok(Slot::new(self.id, index));
+            }
+            self.grow(&mut space)?;
+        }
+    }
+
+    fn grow(&self, space: &mut SlotSpace) -> Result<()> {
+        let file = self.file_for_growth()?;
+        if space.host_slots() == 0 {
+            let bytes = file.len().map_err(|e| self.error("measuring", e))?;
+            if bytes >= BLOCK_BYTES {
+                space.set_host_slots((bytes / BLOCK_BYTES) as u32);
+                return Ok(());
+            }
+        }
+        let have = space.host_slots();
+        let mut more = (have / 4).clamp(GROW_MIN_SLOTS, GROW_MAX_SLOTS);
+        let free = self.device.free_bytes().map_err(|e| Error::io("free space of the store", e))?;
+        let room = free.saturating_sub(RESERVE_BYTES) / BLOCK_BYTES;
+        more = more.min(u32::try_from(room).unwrap_or(u32::MAX));
+        let Some(total) = have.checked_add(more).filter(|_| more > 0) else {
+            return Err(Error::NoSpace);
+        };
+        file.allocate(u64::from(have) * BLOCK_BYTES, u64::from(more) * BLOCK_BYTES)
+            .map_err(|e| self.error("growing", e))?;
+        space.set_host_slots(total);
+        Ok(())
+    }
+
+    /// Places a page in a slot that nobody else can refer to yet.
+    pub fn put(&self, slot: Slot, page: Arc<Page>) {
+        if self.dirty.lock().insert(slot.index(), page).is_none() {
+            self.dirty_bytes.fetch_add(BLOCK_BYTES, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes of pages not written yet.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The page of a slot if it is not written yet.
+    pub fn dirty_page(&self, slot: Slot) -> Option<Arc<Page>> {
+        if self.dirty_bytes() == 0 {
+            return None;
+        }
+        self.dirty.lock().get(&slot.index()).cloned()
+    }
+
+    /// Reads consecutive slots from the host file.
+    pub fn read(&self, first: Slot, buf: &mut [u8]) -> Result<()> {
+        self.file()?.read_at(buf, first.offset()).map_err(|e| self.error("reading", e))
+    }
+
+    /// Drops one live reference; a slot that becomes free loses its page.
+    pub fn release(&self, index: u32) {
+        let mut space = self.space.lock();
+        if space.references(index) == 1 && self.dirty.lock().remove(&index).is_some() {
+            self.dirty_bytes.fetch_sub(BLOCK_BYTES, Ordering::Relaxed);
+        }
+        space.release(index);
+    }
+
+    /// Writes all pages that are dirty now, neighbours together.
+    pub fn write_out(&self) -> Result<()> {
+        let mut writer = self.writer.lock();
+        let pages: Vec<(u32, Arc<Page>)> =
+            self.dirty.lock().iter().map(|(&index, page)| (index, page.clone())).collect();
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let file = self.file()?;
+        let buf = writer.get_or_insert_with(|| DirectBuf::with_capacity(WRITE_BYTES));
+        let mut rest = pages.as_slice();
+        while let Some(&(first, _)) = rest.first() {
+            let together = rest
+                .iter()
+                .zip(first..)
+                .take(WRITE_BYTES / BLOCK_SIZE)
+                .take_while(|((index, _), want)| index == want)
+                .count();
+            let (run, others) = rest.split_at(together);
+            buf.clear();
+            for (_, page) in run {
+                buf.push(&page[..]);
+            }
+            self.unflushed.store(true, Ordering::SeqCst);
+            file.write_direct(buf.as_slice(), Slot::new(self.id, first).offset())
+                .map_err(|e| self.error("writing", e))?;
+            let mut dirty = self.dirty.lock();
+            for (index, page) in run {
+                // A page that was replaced meanwhile is written next time.
+                if dirty.get(index).is_some_and(|now| Arc::ptr_eq(now, page)) {
+                    dirty.remove(index);
+                    self.dirty_bytes.fetch_sub(BLOCK_BYTES, Ordering::Relaxed);
+                }
+            }
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// Makes all pages placed so far durable.
+    pub fn flush(&self) -> Result<()> {
+        self.write_out()?;
+        // One at a time: who finds nothing to do must know that it is durable,
+        // not on its way.
+        let _one = self.flushing.lock();
+        if self.unflushed.swap(false, Ordering::SeqCst) {
+            self.file()?.flush().map_err(|e| self.error("flushing", e))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the host file.
+    pub fn remove(&self) -> Result<()> {
+        self.device.remove(&file_name(self.id)).map_err(|e| self.error("removing", e))
+    }
+
+    /// Bytes on the host.
+    pub fn host_bytes(&self) -> u64 {
+        u64::from(self.space.lock().host_slots()) * BLOCK_BYTES
+    }
+}

@@ -1,0 +1,229 @@
+//! What all forks of a store share.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::delta::Delta;
+use crate::delta::grace::Grace;
+use crate::device::Device;
+use crate::error::Result;
+use crate::ids::{FileId, ForkId, LayerId};
+use crate::inplace::HostFiles;
+use crate::layer::pending::{HostChange, Unit};
+use crate::map::schema::{Counters, LayerRecord, Slot};
+use crate::map::{Batch, Map};
+
+use super::Options;
+
+/// Identifiers are made durable in steps of this many, so that a new one is
+/// rarely a write.
+const ID_STEP: u64 = 4096;
+
+/// The shared parts of a store.
+pub struct Core {
+    /// The store's directory; empty for a store in memory.
+    pub dir: PathBuf,
+    /// How the store was opened.
+    pub options: Options,
+    /// The block map.
+    pub map: Arc<dyn Map>,
+    /// Where delta files live.
+    pub delta_device: Arc<dyn Device>,
+    /// In-place files.
+    pub hosts: Arc<HostFiles>,
+    /// When superseded slots may be used again.
+    pub grace: Grace,
+    /// Open delta files.
+    pub deltas: RwLock<HashMap<u32, Arc<Delta>>>,
+    /// All layers.
+    pub layers: Mutex<HashMap<LayerId, LayerInfo>>,
+    /// The host files that each durable extents record names.
+    pub extents: Mutex<HashMap<(LayerId, FileId), Vec<u64>>>,
+    /// Identifiers.
+    pub ids: Arc<Ids>,
+}
+
+/// One layer in the tree of layers.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerInfo {
+    /// Its record.
+    pub record: LayerRecord,
+    /// Layers directly above it.
+    pub children: u32,
+    /// The fork that writes to it; `None` for a frozen layer.
+    pub head_of: Option<ForkId>,
+}
+
+/// Gives out identifiers that were never used.
+pub struct Ids {
+    map: Arc<dyn Map>,
+    state: Mutex<(Counters, Counters)>,
+}
+
+macro_rules! next {
+    ($(#[$doc:meta])* $name:ident, $field:ident, $type:ty) => {
+        $(#[$doc])*
+        pub fn $name(&self) -> Result<$type> {
+            let mut state = self.state.lock();
+            let (used, stored) = &mut *state;
+            if used.$field >= stored.$field {
+                let mut more = *stored;
+                more.$field = used.$field + ID_STEP as $type;
+                let mut batch = Batch::default();
+                batch.put(more.encode());
+                self.map.commit(&batch)?;
+                *stored = more;
+            }
+            used.$field += 1;
+            Ok(used.$field)
+        }
+    };
+}
+
+impl Ids {
+    /// Goes on above the stored counters.
+    pub fn new(map: Arc<dyn Map>, stored: Counters) -> Self {
+        Ids { map, state: Mutex::new((stored, stored)) }
+    }
+
+    next!(
+        /// A new file's id.
+        next_file, file, u64
+    );
+    next!(
+        /// A new layer's id.
+        next_layer, layer, u64
+    );
+    next!(
+        /// A new fork's id.
+        next_fork, fork, u32
+    );
+    next!(
+        /// A new delta file's number.
+        next_delta, delta, u32
+    );
+    next!(
+        /// A new host file's number.
+        next_host, host, u64
+    );
+
+    /// The counters as they are, for a clean end.
+    pub fn used(&self) -> Counters {
+        self.state.lock().0
+    }
+}
+
+impl Core {
+    /// The delta file of that number.
+    pub fn delta(&self, id: u32) -> Arc<Delta> {
+        if let Some(delta) = self.deltas.read().get(&id) {
+            return delta.clone();
+        }
+        let mut deltas = self.deltas.write();
+        deltas.entry(id).or_insert_with(|| Delta::new(self.delta_device.clone(), id)).clone()
+    }
+
+    /// Makes units durable, all or none, with the changes in `extra`: their
+    /// data must have been flushed already. Returns the bytes of the batch.
+    pub fn commit_units(&self, units: &[&Unit], extra: Batch) -> Result<u64> {
+        let mut batch = extra;
+        let mut host_changes: Vec<(LayerId, HostChange)> = Vec::new();
+        {
+            let extents = self.extents.lock();
+            for unit in units {
+                let layer = unit.layer.id;
+                let change = unit.encode(&mut batch, &|file| extents.contains_key(&(layer, file)));
+                host_changes.push((layer, change));
+            }
+        }
+        if host_changes.iter().any(|(_, change)| !change.files.is_empty()) {
+            self.hosts.flush_names()?;
+        }
+        let mut added: HashMap<u32, Vec<u32>> = HashMap::new();
+        let mut released: HashMap<u32, Vec<u32>> = HashMap::new();
+        for unit in units {
+            for (slot, &count) in &unit.pending.added {
+                let list = added.entry(slot.delta()).or_default();
+                list.extend(std::iter::repeat_n(slot.index(), count as usize));
+            }
+            for slot in &unit.pending.released {
+                released.entry(slot.delta()).or_default().push(slot.index());
+            }
+        }
+        let bytes = self.commit_slots(&added, &released, batch)?;
+        let mut extents = self.extents.lock();
+        let (mut more, mut fewer) = (Vec::new(), Vec::new());
+        for (layer, change) in host_changes {
+            for (file, hosts) in change.files {
+                more.extend_from_slice(&hosts);
+                let old = match hosts.is_empty() {
+                    true => extents.remove(&(layer, file)),
+                    false => extents.insert((layer, file), hosts),
+                };
+                fewer.extend(old.unwrap_or_default());
+            }
+        }
+        drop(extents);
+        self.hosts.count_durable(&more, &fewer);
+        let mut layers = self.layers.lock();
+        for unit in units {
+            if let Some(info) = layers.get_mut(&unit.layer.id) {
+                info.record = unit.layer;
+            }
+        }
+        drop(layers);
+        let gone: Vec<Slot> =
+            units.iter().flat_map(|u| u.pending.released.iter().chain(&u.pending.unused)).copied().collect();
+        self.release_after_readers(gone);
+        Ok(bytes)
+    }
+
+    /// Commits a batch together with changes of durable slot references.
+    pub fn commit_slots(
+        &self,
+        added: &HashMap<u32, Vec<u32>>,
+        released: &HashMap<u32, Vec<u32>>,
+        mut batch: Batch,
+    ) -> Result<u64> {
+        let mut ids: Vec<u32> = added.keys().chain(released.keys()).copied().collect();
+        // In order of number, as every commit does: no two wait for each other.
+        ids.sort_unstable();
+        ids.dedup();
+        let deltas: Vec<Arc<Delta>> = ids.iter().map(|&id| self.delta(id)).collect();
+        let _locks: Vec<_> = deltas.iter().map(|d| d.lock_commit()).collect();
+        let none = Vec::new();
+        let plans: Vec<_> = deltas
+            .iter()
+            .map(|d| {
+                let added = added.get(&d.id).unwrap_or(&none);
+                let released = released.get(&d.id).unwrap_or(&none);
+                d.space().plan(d.id, added, released, &mut batch)
+            })
+            .collect();
+        let bytes = batch.bytes();
+        self.map.commit(&batch)?;
+        for (delta, plan) in deltas.iter().zip(plans) {
+            delta.space().apply(plan);
+        }
+        Ok(bytes)
+    }
+
+    /// Gives slots back when all who may be reading them have left.
+    pub fn release_after_readers(&self, slots: Vec<Slot>) {
+        if slots.is_empty() {
+            return;
+        }
+        let deltas: HashMap<u32, Arc<Delta>> =
+            slots.iter().map(|s| s.delta()).map(|id| (id, self.delta(id))).collect();
+        self.grace.after_readers(move || {
+            for slot in slots {
+                if let Some(delta) = deltas.get(&slot.delta()) {
+                    delta.release(slot.index());
+                }
+            }
+        });
+    }
+}

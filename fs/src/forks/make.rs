@@ -1,0 +1,398 @@
+//! Making forks: empty, over a base, and from another fork.
+//!
+//! A fork of a fork is one instant of it: the parent's head layer freezes, and
+//! both go on in new layers above it. While that happens the parent's writes
+//! are held; it is a handful of reference counts. What was not durable then is
+//! made durable before the call returns, together with the names of the new
+//! layers, in one batch.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::attr::Kind;
+use crate::base::{self, BaseFile, Found};
+use crate::class::{Class, Role};
+use crate::error::{Error, Result};
+use crate::ids::{FileId, LayerId, check_fork_name};
+use crate::inplace::Extents;
+use crate::layer::pending::Unit;
+use crate::layer::{Body, Inode, PageTable, Pages, State, Table};
+use crate::map::Batch;
+use crate::map::schema::{ForkRecord, LayerRecord, Time};
+
+use super::core::LayerInfo;
+use super::fork::{Fork, Head};
+use super::store::Store;
+
+/// What one `fork` did.
+#[derive(Clone, Copy, Debug)]
+pub struct ForkReport {
+    /// From the call to its return, the fork being durable.
+    pub total: Duration,
+    /// How long the parent's writes were held.
+    pub stall: Duration,
+    /// Bytes of the batch that the fork wrote to the block map.
+    pub map_bytes: u64,
+}
+
+/// A name that nobody else can take while a fork is being made.
+struct Reserved<'a> {
+    store: &'a Store,
+    name: String,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.store.reserved.lock().remove(&self.name);
+    }
+}
+
+impl Store {
+    fn reserve(&self, name: &str) -> Result<Reserved<'_>> {
+        check_fork_name(name)?;
+        let mut reserved = self.reserved.lock();
+        if self.names.read().contains_key(name) || !reserved.insert(name.to_string()) {
+            return Err(Error::ForkExists(name.to_string()));
+        }
+        Ok(Reserved { store: self, name: name.to_string() })
+    }
+
+    /// Makes an empty root fork, incomplete until [`Store::publish`]; its top
+    /// directory belongs to `uid` and `gid`, with mode 0700.
+    pub fn create(&self, name: &str, uid: u32, gid: u32, meta: &[u8]) -> Result<Arc<Fork>> {
+        let _name = self.reserve(name)?;
+        let layer = LayerId(self.core.ids.next_layer()?);
+        let mut head = Head::new(layer, LayerId(0), State::default(), State::default(), 0);
+        head.state.inodes.insert(FileId::ROOT, Arc::new(top_directory(uid, gid, 0o700)));
+        head.changed(FileId::ROOT);
+        self.add_root(name, meta, String::new(), head)
+    }
+
+    /// Makes a root fork over a PGDATA directory that is used in place and
+    /// never written to; incomplete until [`Store::publish`].
+    pub fn create_on_base(&self, name: &str, dir: &Path, meta: &[u8]) -> Result<Arc<Fork>> {
+        let _name = self.reserve(name)?;
+        let bad = |reason: &str| Error::BadBase { path: dir.to_path_buf(), reason: reason.into() };
+        let dir = &dir.canonicalize().map_err(|e| bad(&e.to_string()))?;
+        let path = dir.to_str().ok_or_else(|| bad("its path is not valid UTF-8"))?;
+        let top = std::fs::metadata(dir).map_err(|e| bad(&e.to_string()))?;
+        let found = base::scan(dir)?;
+        let layer = LayerId(self.core.ids.next_layer()?);
+        let mut bottom = Head::new(layer, LayerId(0), State::default(), State::default(), 0);
+        use std::os::unix::fs::MetadataExt;
+        let root = top_directory(top.uid(), top.gid(), (top.mode() & 0o7777) as u16);
+        bottom.state.inodes.insert(FileId::ROOT, Arc::new(root));
+        bottom.changed(FileId::ROOT);
+        let mut extra = Batch::default();
+        self.add_found(&mut bottom, FileId::ROOT, Role::Top, found, &mut extra)?;
+        let unit = bottom.take_unit();
+        self.core.commit_units(&[&unit], extra)?;
+        self.core.layers.lock().insert(layer, LayerInfo { record: unit.layer, children: 1, head_of: None });
+        let head_layer = LayerId(self.core.ids.next_layer()?);
+        let mut head = Head::new(head_layer, layer, unit.state.clone(), unit.state, 0);
+        head.touched(FileId::ROOT);
+        let made = self.add_root(name, meta, path.to_string(), head);
+        let fork = made.inspect_err(|_| {
+            if let Some(info) = self.core.layers.lock().get_mut(&layer) {
+                info.children = 0;
+            }
+            self.queue_unreachable_from(layer);
+        })?;
+        // A base that somebody has stopped uncleanly, or copied while it ran,
+        // brings files along that belong to its server.
+        fork.leave_server_behind()?;
+        Ok(fork)
+    }
+
+    fn add_found(
+        &self,
+        head: &mut Head,
+        dir: FileId,
+        role: Role,
+        found: Vec<Found>,
+        extra: &mut Batch,
+    ) -> Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        for one in found {
+            let file = FileId(self.core.ids.next_file()?);
+            let class = Class::of_new(role, &one.name);
+            let child_role = if one.kind == Kind::Directory { role.of_child(&one.name) } else { Role::Other };
+            let body = match (one.kind, one.file) {
+                (Kind::File, Some(record)) => {
+                    extra.put(record.encode(head.layer, file));
+                    let base = Arc::new(BaseFile::new(record));
+                    if class.is_in_place() {
+                        let extents = Extents::over_base(class, head.layer, base.blocks());
+                        Body::InPlace(Arc::new(extents), Some(base))
+                    } else {
+                        let table = PageTable { tree: Default::default(), base_blocks: base.blocks() };
+                        Body::Pages(Pages { table: Table::Loaded(table), base: Some(base) })
+                    }
+                }
+                (Kind::Symlink, _) => Body::Link(one.target.into()),
+                _ => Body::Empty,
+            };
+            let size = match one.kind {
+                Kind::Directory => 0,
+                _ => one.meta.size(),
+            };
+            let inode = Inode {
+                kind: one.kind,
+                role: child_role,
+                class: if one.kind == Kind::File { class } else { Class::Plain },
+                perm: (one.meta.mode() & 0o7777) as u16,
+                uid: one.meta.uid(),
+                gid: one.meta.gid(),
+                nlink: if one.kind == Kind::Directory { 2 } else { 1 },
+                rdev: 0,
+                size,
+                atime: Time { secs: one.meta.atime(), nanos: one.meta.atime_nsec() as u32 },
+                mtime: Time { secs: one.meta.mtime(), nanos: one.meta.mtime_nsec() as u32 },
+                ctime: Time { secs: one.meta.ctime(), nanos: one.meta.ctime_nsec() as u32 },
+                parent: dir,
+                meta_seq: 0,
+                body,
+            };
+            if one.kind == Kind::File {
+                head.state.logical_bytes += size;
+            }
+            if child_role == Role::Scratch {
+                head.state.scratch_dirs.insert(file);
+            }
+            head.state.inodes.insert(file, Arc::new(inode));
+            head.state.names.insert((dir, one.name.clone().into()), (file, one.kind));
+            head.pending.file(file);
+            head.pending.names.insert((dir, one.name.into()));
+            if one.kind == Kind::Directory {
+                head.inode_mut(dir)?.nlink += 1;
+                self.add_found(head, file, child_role, one.entries, extra)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_root(&self, name: &str, meta: &[u8], base: String, mut head: Head) -> Result<Arc<Fork>> {
+        let record = ForkRecord {
+            id: crate::ids::ForkId(self.core.ids.next_fork()?),
+            name: name.to_string(),
+            parent: String::new(),
+            head: head.layer,
+            delta: self.core.ids.next_delta()?,
+            created: Time::now(),
+            incomplete: true,
+            meta: meta.to_vec(),
+            base,
+        };
+        let unit = head.take_unit();
+        let mut extra = Batch::default();
+        extra.put(record.encode());
+        self.core.commit_units(&[&unit], extra)?;
+        let info = LayerInfo { record: unit.layer, children: 0, head_of: Some(record.id) };
+        self.core.layers.lock().insert(head.layer, info);
+        let fork = Fork::new(self.core.clone(), record.clone(), head);
+        self.add_known(record, Some(fork.clone()));
+        self.tell(name, fork.id());
+        Ok(fork)
+    }
+
+    /// Makes an incomplete fork durable, and complete.
+    pub fn publish(&self, name: &str) -> Result<()> {
+        let fork = self.by_name(name)?;
+        fork.sync_all()?;
+        self.change_record(&fork, |record| record.incomplete = false)
+    }
+
+    /// Replaces what the caller keeps with the fork.
+    pub fn set_meta(&self, name: &str, meta: &[u8]) -> Result<()> {
+        let fork = self.by_name(name)?;
+        self.change_record(&fork, |record| record.meta = meta.to_vec())
+    }
+
+    fn change_record(&self, fork: &Arc<Fork>, change: impl FnOnce(&mut ForkRecord)) -> Result<()> {
+        // A frozen layer that waits for its commit must reach the map before
+        // the record that names the layer above it.
+        fork.sync_all()?;
+        let _commit = fork.commit.lock();
+        let mut record = fork.record.lock();
+        let mut new = record.clone();
+        change(&mut new);
+        let mut batch = Batch::default();
+        batch.put(new.encode());
+        self.core.map.commit(&batch)?;
+        *record = new.clone();
+        if let Some(known) = self.forks.read().get(&fork.id()) {
+            *known.record.lock() = new;
+        }
+        Ok(())
+    }
+
+    /// Forks `parent` as `child`. `edit` changes the child before its name is
+    /// visible; an error from it undoes the fork. When this returns, the fork
+    /// is durable with everything that the parent had acknowledged.
+    pub fn fork(
+        &self,
+        parent: &str,
+        child: &str,
+        meta: &[u8],
+        edit: &mut dyn FnMut(&Fork) -> Result<()>,
+    ) -> Result<ForkReport> {
+        let start = Instant::now();
+        let _name = self.reserve(child)?;
+        let parent = self.by_name(parent)?;
+        parent.check_fault()?;
+        if parent.record.lock().incomplete {
+            return Err(Error::NoSuchFork(parent.name().to_string()));
+        }
+        let ids = &self.core.ids;
+        let (above, beside) = (LayerId(ids.next_layer()?), LayerId(ids.next_layer()?));
+        let child_record = ForkRecord {
+            id: crate::ids::ForkId(ids.next_fork()?),
+            name: child.to_string(),
+            parent: parent.name().to_string(),
+            head: beside,
+            delta: ids.next_delta()?,
+            created: Time::now(),
+            incomplete: false,
+            meta: meta.to_vec(),
+            base: parent.record.lock().base.clone(),
+        };
+        // Most of what is dirty is on the disk before anybody has to wait.
+        parent.delta()?.write_out().inspect_err(|e| parent.poison_unless_full(e))?;
+        parent.wait_for_parts();
+
+        let mut backlog = parent.commit.lock();
+        let held = Instant::now();
+        let (unit, stall) = {
+            let _gate = parent.gate.write();
+            let mut head = parent.head_mut()?;
+            // A block of which a part came since then is not in the child: the
+            // write is still under way. It stays with the parent.
+            parent.place_staged(&mut head, |_, staged| staged.is_settled())?;
+            let unit = head.take_unit();
+            head.parent = unit.layer.id;
+            head.layer = above;
+            head.below = unit.state.clone();
+            head.pages = 0;
+            (unit, held.elapsed())
+        };
+        let frozen = unit.layer.id;
+        self.freeze(&parent, frozen, above, beside, child_record.id, unit.state.logical_bytes);
+        let head = Head::new(beside, frozen, unit.state.clone(), unit.state.clone(), 0);
+        let fork = Fork::new(self.core.clone(), child_record.clone(), head);
+        let parent_record = parent.record_with_head(above);
+        if let Some(known) = self.forks.read().get(&parent.id()) {
+            *known.record.lock() = parent_record.clone();
+        }
+        backlog.units.push(unit);
+
+        let edited = fork.leave_server_behind().and_then(|()| edit(&fork));
+        let made = edited.and_then(|()| {
+            let (child_unit, above_record) = {
+                let mut head = fork.head.lock();
+                head.touched(FileId::ROOT);
+                (head.take_unit(), parent.head.lock().layer_record())
+            };
+            let mut extra = Batch::default();
+            extra.put(parent_record.encode());
+            extra.put(child_record.encode());
+            extra.put(above_record.encode());
+            let parents: Vec<&Unit> = backlog.units.iter().collect();
+            parent.flush_units(&parents)?;
+            fork.flush_units(&[&child_unit])?;
+            let all: Vec<&Unit> = backlog.units.iter().chain([&child_unit]).collect();
+            let map_bytes = self.core.commit_units(&all, extra)?;
+            fork.committed.store(child_unit.seq, Ordering::SeqCst);
+            Ok(map_bytes)
+        });
+        match made {
+            Ok(map_bytes) => {
+                if let Some(last) = backlog.units.last() {
+                    parent.committed.store(last.seq, Ordering::SeqCst);
+                }
+                backlog.units.clear();
+                drop(backlog);
+                self.add_known(child_record, Some(fork.clone()));
+                self.tell(child, fork.id());
+                Ok(ForkReport { total: start.elapsed(), stall, map_bytes })
+            }
+            Err(e) => {
+                // The parent's layer stays frozen; its next commit makes it
+                // durable. The child never was.
+                drop(backlog);
+                self.discard(&fork, beside);
+                Err(e)
+            }
+        }
+    }
+
+    /// Enters the two layers above a frozen one into the tree of layers.
+    fn freeze(
+        &self,
+        parent: &Fork,
+        frozen: LayerId,
+        above: LayerId,
+        beside: LayerId,
+        child: crate::ids::ForkId,
+        logical_bytes: u64,
+    ) {
+        let mut layers = self.core.layers.lock();
+        if let Some(info) = layers.get_mut(&frozen) {
+            info.children += 2;
+            info.head_of = None;
+        }
+        for (id, fork) in [(above, parent.id()), (beside, child)] {
+            let record = LayerRecord { id, parent: frozen, pages: 0, logical_bytes };
+            layers.insert(id, LayerInfo { record, children: 0, head_of: Some(fork) });
+        }
+    }
+
+    /// Takes a fork back that was never visible and is nowhere on the disk.
+    fn discard(&self, fork: &Arc<Fork>, layer: LayerId) {
+        let slots = {
+            let mut head = fork.head.lock();
+            fork.removed.store(true, Ordering::SeqCst);
+            head.take_uncommitted_slots()
+        };
+        self.core.release_after_readers(slots);
+        let mut layers = self.core.layers.lock();
+        if let Some(info) = layers.remove(&layer)
+            && let Some(parent) = layers.get_mut(&info.record.parent)
+        {
+            parent.children -= 1;
+        }
+    }
+}
+
+impl Head {
+    pub(super) fn layer_record(&self) -> LayerRecord {
+        LayerRecord {
+            id: self.layer,
+            parent: self.parent,
+            pages: self.pages,
+            logical_bytes: self.state.logical_bytes,
+        }
+    }
+}
+
+fn top_directory(uid: u32, gid: u32, perm: u16) -> Inode {
+    let now = Time::now();
+    Inode {
+        kind: Kind::Directory,
+        role: Role::Top,
+        class: Class::Plain,
+        perm,
+        uid,
+        gid,
+        nlink: 2,
+        rdev: 0,
+        size: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        parent: FileId::ROOT,
+        meta_seq: 0,
+        body: Body::Empty,
+    }
+}

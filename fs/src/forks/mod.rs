@@ -1,0 +1,34 @@
+//! Forks: their operations, and the store that holds them.
+
+mod check;
+mod commit;
+mod copy;
+mod core;
+mod fork;
+mod gc;
+mod info;
+mod make;
+mod names;
+mod paths;
+mod read;
+mod store;
+mod write;
+
+pub use fork::Fork;
+pub use info::{ForkInfo, Space, Status};
+pub use make::ForkReport;
+pub use store::{Parts, Store};
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Unflushed data of one fork is kept below this many bytes, so that a
+    /// commit or a fork has little to wait for.
+    pub dirty_limit_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { dirty_limit_bytes: 16 << 20 }
+    }
+}

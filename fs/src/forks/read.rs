@@ -1,0 +1,235 @@
+//! A page read: look the places up, let go of the lock, fetch the bytes, and
+//! check each page against its CRC.
+
+use std::sync::Arc;
+
+use crate::base::BaseFile;
+use crate::block::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, Page, blocks_for};
+use crate::error::{Error, Result};
+use crate::ids::FileId;
+use crate::inplace::{Extents, Source};
+use crate::layer::tree::Entry;
+use crate::layer::{Body, PageTable, Pages, Place};
+use crate::map::schema::Slot;
+
+use super::fork::{Fork, Head};
+
+/// How often a page that does not match its CRC is looked up again: the one who
+/// wrote it may just have replaced it. A page that stays wrong is damaged.
+const TRIES: u32 = 5;
+
+/// Where a stretch of blocks comes from.
+enum Piece {
+    Zeros(u32),
+    /// Consecutive slots, with their CRCs.
+    Slots(Slot, Vec<u32>),
+    Base(Arc<BaseFile>, BlockNo, u32),
+    Place(Source, Option<Arc<BaseFile>>, u64, u32),
+    Staged(Box<Page>),
+}
+
+impl Piece {
+    fn blocks(&self) -> u32 {
+        match self {
+            Piece::Zeros(n) | Piece::Base(_, _, n) | Piece::Place(_, _, _, n) => *n,
+            Piece::Slots(_, crcs) => crcs.len() as u32,
+            Piece::Staged(_) => 1,
+        }
+    }
+}
+
+impl Fork {
+    /// Appends up to `len` bytes from `offset` to `out`; fewer only at the end
+    /// of the file.
+    pub fn read(&self, file: FileId, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let start = out.len();
+        for attempt in 1.. {
+            out.truncate(start);
+            let period = self.core.grace.enter();
+            let (pieces, skip, take) = {
+                let head = self.head_with(file, false)?;
+                let inode = head.inode(file)?;
+                let end = inode.size.min(offset.saturating_add(len as u64));
+                if offset >= end {
+                    return Ok(());
+                }
+                let first = (offset / BLOCK_BYTES) as BlockNo;
+                let pieces = head.pieces(file, first, blocks_for(end))?;
+                (pieces, (offset % BLOCK_BYTES) as usize, (end - offset) as usize)
+            };
+            let fetched = self.fetch(&pieces, out);
+            drop(period);
+            match fetched {
+                Ok(None) => {
+                    out.drain(start..start + skip);
+                    out.truncate(start + take);
+                    return Ok(());
+                }
+                Ok(Some(_)) if attempt < TRIES => {}
+                Ok(Some(bad)) => {
+                    let block = offset / BLOCK_BYTES + u64::from(bad.0);
+                    let e = Error::Damaged(format!(
+                        "fork {:?}, {}, block {block}: the page in slot {} of delta file {} does not match its CRC",
+                        self.name,
+                        self.path_of(file),
+                        bad.1.index(),
+                        bad.1.delta(),
+                    ));
+                    log::error!("{e}");
+                    return Err(e);
+                }
+                // Two states of a base must not be mixed: its forks stop.
+                Err(e @ Error::BaseChanged { .. }) => {
+                    self.poison(&e);
+                    return Err(e);
+                }
+                Err(e) => {
+                    log::error!("fork {:?}, {}: {e}", self.name, self.path_of(file));
+                    return Err(e);
+                }
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    /// Fetches the pieces; returns the first page that does not match its CRC.
+    fn fetch(&self, pieces: &[Piece], out: &mut Vec<u8>) -> Result<Option<(u32, Slot)>> {
+        let mut done = 0;
+        for piece in pieces {
+            let at = out.len();
+            out.resize(at + piece.blocks() as usize * BLOCK_SIZE, 0);
+            let buf = &mut out[at..];
+            match piece {
+                Piece::Zeros(_) => {}
+                Piece::Staged(page) => buf.copy_from_slice(&page[..]),
+                Piece::Base(base, block, _) => base.read(*block, buf)?,
+                Piece::Place(Source::Host(host), _, from, _) => host.read(buf, *from)?,
+                Piece::Place(Source::Base, base, from, _) => match base {
+                    Some(base) => base.read((from / BLOCK_BYTES) as BlockNo, buf)?,
+                    None => {
+                        return Err(Error::Damaged("a file refers to a base that it does not have".into()));
+                    }
+                },
+                Piece::Slots(first, crcs) => {
+                    if let Some(i) = self.fetch_slots(*first, crcs, buf)? {
+                        let slot = Slot(first.0 + u64::from(i));
+                        return Ok(Some((done + i, slot)));
+                    }
+                }
+            }
+            done += piece.blocks();
+        }
+        Ok(None)
+    }
+
+    fn fetch_slots(&self, first: Slot, crcs: &[u32], buf: &mut [u8]) -> Result<Option<u32>> {
+        let delta = self.core.delta(first.delta());
+        let slot = |i: usize| Slot(first.0 + i as u64);
+        let mut i = 0;
+        while i < crcs.len() {
+            if let Some(page) = delta.dirty_page(slot(i)) {
+                buf[i * BLOCK_SIZE..][..BLOCK_SIZE].copy_from_slice(&page[..]);
+                i += 1;
+                continue;
+            }
+            let mut end = i + 1;
+            while end < crcs.len() && delta.dirty_page(slot(end)).is_none() {
+                end += 1;
+            }
+            delta.read(slot(i), &mut buf[i * BLOCK_SIZE..end * BLOCK_SIZE])?;
+            i = end;
+        }
+        let wrong =
+            buf.chunks_exact(BLOCK_SIZE).zip(crcs).position(|(page, &crc)| crc32fast::hash(page) != crc);
+        Ok(wrong.map(|i| i as u32))
+    }
+
+    /// One whole block as it reads now, zeros beyond the end of the file.
+    pub(super) fn read_block(&self, file: FileId, block: BlockNo) -> Result<Box<Page>> {
+        let mut bytes = Vec::with_capacity(BLOCK_SIZE);
+        self.read(file, u64::from(block) * BLOCK_BYTES, BLOCK_SIZE, &mut bytes)?;
+        let mut page = Box::new([0; BLOCK_SIZE]);
+        page[..bytes.len()].copy_from_slice(&bytes);
+        Ok(page)
+    }
+
+    /// A path of the file, for messages.
+    pub(super) fn path_of(&self, file: FileId) -> String {
+        let Ok(head) = self.head() else { return format!("file {file}") };
+        let mut parts = Vec::new();
+        let mut at = file;
+        while at != FileId::ROOT {
+            // Names are indexed by directory; a message may take the long way.
+            let Some(((dir, name), _)) = head.state.names.iter().find(|(_, (f, _))| *f == at) else {
+                return format!("file {file} (without a name)");
+            };
+            parts.push(String::from_utf8_lossy(name).into_owned());
+            at = *dir;
+        }
+        parts.reverse();
+        parts.join("/")
+    }
+}
+
+impl Head {
+    /// Where the blocks `first..end` of a file come from.
+    fn pieces(&self, file: FileId, first: BlockNo, end: BlockNo) -> Result<Vec<Piece>> {
+        match &self.inode(file)?.body {
+            Body::Pages(pages) => self.page_pieces(file, pages, first, end),
+            Body::InPlace(extents, base) => Ok(place_pieces(extents, base, first, end)),
+            Body::Empty => Err(Error::IsDirectory),
+            Body::Link(_) => Err(Error::Invalid("a symbolic link has no contents")),
+        }
+    }
+
+    fn page_pieces(&self, file: FileId, pages: &Pages, first: BlockNo, end: BlockNo) -> Result<Vec<Piece>> {
+        let empty = PageTable::default();
+        let table = pages.loaded().unwrap_or(&empty);
+        let mut pieces: Vec<Piece> = Vec::new();
+        for block in first..end {
+            if !self.staged.is_empty()
+                && let Some(staged) = self.staged.get(&(file, block))
+            {
+                pieces.push(Piece::Staged(staged.page.clone()));
+                continue;
+            }
+            match (table.get(block), pieces.last_mut()) {
+                (Place::Page(Entry { slot, crc }), Some(Piece::Slots(start, crcs)))
+                    if start.0 + crcs.len() as u64 == slot.0 =>
+                {
+                    crcs.push(crc);
+                }
+                (Place::Page(Entry { slot, crc }), _) => pieces.push(Piece::Slots(slot, vec![crc])),
+                (Place::Hole, Some(Piece::Zeros(n))) | (Place::Base, Some(Piece::Base(_, _, n))) => *n += 1,
+                (Place::Hole, _) => pieces.push(Piece::Zeros(1)),
+                (Place::Base, _) => match &pages.base {
+                    Some(base) => pieces.push(Piece::Base(base.clone(), block, 1)),
+                    None => {
+                        return Err(Error::Damaged("a file refers to a base that it does not have".into()));
+                    }
+                },
+            }
+        }
+        Ok(pieces)
+    }
+}
+
+fn place_pieces(extents: &Extents, base: &Option<Arc<BaseFile>>, first: BlockNo, end: BlockNo) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut block = first;
+    while block < end {
+        match extents.find(block) {
+            Some((source, offset, together)) => {
+                let n = together.min(end - block);
+                pieces.push(Piece::Place(source, base.clone(), offset, n));
+                block += n;
+            }
+            None => {
+                let next = extents.next(block, true).map_or(end, |b| b.min(end));
+                pieces.push(Piece::Zeros(next - block));
+                block = next;
+            }
+        }
+    }
+    pieces
+}

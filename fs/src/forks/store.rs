@@ -1,0 +1,590 @@
+//! A store: the folder that holds the block map, the delta files and the
+//! in-place files, and the list of forks.
+//!
+//! ```text
+//! STORE      format version and id of the store
+//! LOCK       held by the process that has the store open; its pid
+//! map/       the block map (RocksDB)
+//! delta/     pages, a file for each fork
+//! inplace/   WAL segments and scratch
+//! ```
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::block::BLOCK_BYTES;
+use crate::delta;
+use crate::delta::grace::Grace;
+use crate::device::{self, Device, HostDevice};
+use crate::error::{Error, Result};
+use crate::ids::{FileId, ForkId, LayerId};
+use crate::inplace::{HostFiles, Source, resolve_after_crash};
+use crate::layer::{Body, State, load};
+use crate::map::rocks::RocksMap;
+use crate::map::schema::{
+    Counters, ExtentsRecord, ForkRecord, LayerRecord, STORE_VERSION, SharedRecord, SlotsRecord, tag,
+};
+use crate::map::{Batch, Map, prefix_end};
+
+use super::Options;
+use super::core::{Core, Ids, LayerInfo};
+use super::fork::{Fork, Head};
+
+const MAGIC: &[u8; 8] = b"pgcowfs\n";
+const STORE_FILE: &str = "STORE";
+const LOCK_FILE: &str = "LOCK";
+const STORE_FILE_BYTES: usize = 32;
+
+/// What a store is made of; the tests put parts in memory in here.
+pub struct Parts {
+    /// The store's directory, if it has one.
+    pub dir: PathBuf,
+    /// Identity of the store.
+    pub id: [u8; 16],
+    /// The block map.
+    pub map: Arc<dyn Map>,
+    /// Delta files.
+    pub delta: Arc<dyn Device>,
+    /// In-place files.
+    pub inplace: Arc<dyn Device>,
+}
+
+/// Called with the name and id of a fork that appears or vanishes.
+pub type Hook = Box<dyn Fn(&str, ForkId) + Send + Sync>;
+
+/// An open store.
+pub struct Store {
+    pub(super) core: Arc<Core>,
+    pub(super) forks: RwLock<HashMap<ForkId, Arc<Known>>>,
+    pub(super) names: RwLock<HashMap<String, ForkId>>,
+    /// Names of forks that are being made.
+    pub(super) reserved: Mutex<HashSet<String>>,
+    /// States of frozen layers that several layers begin with.
+    states: Mutex<HashMap<LayerId, State>>,
+    pub(super) background: Arc<Background>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    pub(super) hook: RwLock<Option<Hook>>,
+    lock: Option<File>,
+}
+
+/// A fork in the list; loaded when it is first used.
+pub(super) struct Known {
+    pub record: Mutex<ForkRecord>,
+    pub fork: Mutex<Option<Arc<Fork>>>,
+}
+
+/// Work for the background threads.
+#[derive(Default)]
+pub(super) struct Background {
+    pub state: Mutex<Work>,
+    pub wake: Condvar,
+}
+
+#[derive(Default)]
+pub(super) struct Work {
+    /// Layers that nothing refers to any more.
+    pub drop: std::collections::VecDeque<LayerId>,
+    /// A layer is being dropped.
+    pub busy: bool,
+    pub stop: bool,
+}
+
+fn bad_store(path: &Path, reason: impl Into<String>) -> Error {
+    Error::BadStore { path: path.to_path_buf(), reason: reason.into() }
+}
+
+fn encode_store_file(id: &[u8; 16]) -> [u8; STORE_FILE_BYTES] {
+    let mut bytes = [0; STORE_FILE_BYTES];
+    bytes[..8].copy_from_slice(MAGIC);
+    bytes[8..12].copy_from_slice(&STORE_VERSION.to_le_bytes());
+    bytes[12..28].copy_from_slice(id);
+    let crc = crc32fast::hash(&bytes[..28]);
+    bytes[28..].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn read_store_file(dir: &Path) -> Result<[u8; 16]> {
+    let path = dir.join(STORE_FILE);
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && dir.is_dir() => {
+            return Err(bad_store(dir, "this directory is not a pgcowfs store: it has no STORE file"));
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(bad_store(dir, "there is no store here"));
+        }
+        Err(e) => return Err(bad_store(&path, e.to_string())),
+    };
+    let (Some(head), Some(version)) = (bytes.first_chunk::<8>(), bytes.get(8..12)) else {
+        return Err(bad_store(&path, "it is too short to be a STORE file"));
+    };
+    if head != MAGIC {
+        return Err(bad_store(&path, "it is not a STORE file"));
+    }
+    let version = version.iter().rev().fold(0u32, |n, &b| n << 8 | u32::from(b));
+    if version != STORE_VERSION {
+        let which = if version > STORE_VERSION { "a newer program" } else { "an older program" };
+        return Err(bad_store(
+            dir,
+            format!(
+                "the store has format {version}, written by {which}; this one knows format {STORE_VERSION}"
+            ),
+        ));
+    }
+    let intact =
+        bytes.len() == STORE_FILE_BYTES && bytes[28..] == crc32fast::hash(&bytes[..28]).to_le_bytes();
+    match bytes.get(12..28).and_then(|id| id.try_into().ok()) {
+        Some(id) if intact => Ok(id),
+        _ => Err(bad_store(&path, "it is damaged")),
+    }
+}
+
+fn random_id() -> Result<[u8; 16]> {
+    let mut id = [0; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut id))
+        .map_err(|e| Error::io("reading /dev/urandom", e))?;
+    Ok(id)
+}
+
+impl Store {
+    /// Makes a new, empty store in `dir`, which must be empty or not exist.
+    pub fn init(dir: &Path) -> Result<()> {
+        let io = |what: &str| {
+            let context = format!("{what} {}", dir.display());
+            move |e| Error::io(context, e)
+        };
+        if dir.join(STORE_FILE).exists() {
+            return Err(bad_store(dir, "there is a store here already"));
+        }
+        let existed = dir.is_dir();
+        if existed && std::fs::read_dir(dir).map_err(io("reading"))?.next().is_some() {
+            return Err(bad_store(dir, "the directory is not empty"));
+        }
+        std::fs::create_dir_all(dir).map_err(io("making"))?;
+        let made = Self::fill(dir);
+        if made.is_err() {
+            // What was made here is removed again; the error is what counts.
+            for part in ["map", "delta", "inplace"] {
+                let _ = std::fs::remove_dir_all(dir.join(part));
+            }
+            let _ = std::fs::remove_file(dir.join("STORE.tmp"));
+            if !existed {
+                let _ = std::fs::remove_dir(dir);
+            }
+        }
+        made
+    }
+
+    fn fill(dir: &Path) -> Result<()> {
+        let io = |what: &'static str| move |e| Error::io(what, e);
+        for part in ["map", "delta", "inplace"] {
+            std::fs::create_dir(dir.join(part)).map_err(io("making the store's directories"))?;
+        }
+        let map = RocksMap::open(&dir.join("map"), true)?;
+        let mut batch = Batch::default();
+        batch.put(Counters { file: FileId::ROOT.0, ..Counters::default() }.encode());
+        map.commit(&batch)?;
+        map.close()?;
+        // The STORE file comes last: without it there is no store.
+        let temporary = dir.join("STORE.tmp");
+        let mut file = File::create(&temporary).map_err(io("writing STORE"))?;
+        file.write_all(&encode_store_file(&random_id()?)).map_err(io("writing STORE"))?;
+        file.sync_all().map_err(io("writing STORE"))?;
+        std::fs::rename(&temporary, dir.join(STORE_FILE)).map_err(io("writing STORE"))?;
+        File::open(dir).and_then(|d| d.sync_all()).map_err(io("writing STORE"))
+    }
+
+    /// Opens the store in `dir` and takes its lock. What a crash has left
+    /// undone is undone; what was durable is there.
+    pub fn open(dir: &Path, options: Options) -> Result<Arc<Store>> {
+        let id = read_store_file(dir)?;
+        let lock = take_lock(dir)?;
+        let parts = Parts {
+            dir: dir.to_path_buf(),
+            id,
+            map: Arc::new(RocksMap::open(&dir.join("map"), false)?),
+            delta: Arc::new(HostDevice::new(&dir.join("delta"))),
+            inplace: Arc::new(HostDevice::new(&dir.join("inplace"))),
+        };
+        Self::open_parts(parts, options, Some(lock))
+    }
+
+    /// Opens a store made of these parts.
+    pub fn open_parts(parts: Parts, options: Options, lock: Option<File>) -> Result<Arc<Store>> {
+        let map = parts.map;
+        let counters = match map.get(&Counters::key())? {
+            Some(value) => Counters::decode(&Counters::key(), &value)?,
+            None => Counters { file: FileId::ROOT.0, ..Counters::default() },
+        };
+        let ids = Arc::new(Ids::new(map.clone(), counters));
+        let next = {
+            let ids = ids.clone();
+            Arc::new(move || ids.next_host()) as Arc<dyn Fn() -> Result<u64> + Send + Sync>
+        };
+        let core = Arc::new(Core {
+            dir: parts.dir,
+            options,
+            map,
+            delta_device: parts.delta,
+            hosts: HostFiles::new(parts.inplace, parts.id, next),
+            grace: Grace::new(),
+            deltas: RwLock::default(),
+            layers: Mutex::default(),
+            extents: Mutex::default(),
+            ids,
+        });
+        let store = Arc::new(Store {
+            core,
+            forks: RwLock::default(),
+            names: RwLock::default(),
+            reserved: Mutex::default(),
+            states: Mutex::default(),
+            background: Arc::default(),
+            threads: Mutex::default(),
+            hook: RwLock::default(),
+            lock,
+        });
+        store.recover()?;
+        store.start_threads();
+        Ok(store)
+    }
+
+    /// Reads the tables that are always in memory, and undoes what was left
+    /// half done.
+    fn recover(&self) -> Result<()> {
+        let core = &self.core;
+        let mut forks = Vec::new();
+        scan(&*core.map, tag::FORK, &mut |k, v| {
+            forks.push(ForkRecord::decode(k, v)?);
+            Ok(true)
+        })?;
+        {
+            let mut layers = core.layers.lock();
+            scan(&*core.map, tag::LAYER, &mut |k, v| {
+                let record = LayerRecord::decode(k, v)?;
+                layers.insert(record.id, LayerInfo { record, children: 0, head_of: None });
+                Ok(true)
+            })?;
+            let parents: Vec<LayerId> = layers.values().map(|l| l.record.parent).collect();
+            for parent in parents.into_iter().filter(|p| p.0 != 0) {
+                match layers.get_mut(&parent) {
+                    Some(info) => info.children += 1,
+                    None => {
+                        return Err(Error::Damaged(format!("layer {parent} is missing from the block map")));
+                    }
+                }
+            }
+        }
+        scan(&*core.map, tag::SLOTS, &mut |k, v| {
+            let (delta, chunk, bits) = SlotsRecord::decode(k, v)?;
+            core.delta(delta).space().load_bits(chunk, &bits);
+            Ok(true)
+        })?;
+        scan(&*core.map, tag::SHARED, &mut |k, v| {
+            let (slot, count) = SharedRecord::decode(k, v)?;
+            core.delta(slot.delta()).space().load_shared(slot.index(), count);
+            Ok(true)
+        })?;
+        scan(&*core.map, tag::EXTENTS, &mut |k, v| {
+            let (layer, file, record) = ExtentsRecord::decode(k, v)?;
+            let hosts = record.hosts();
+            core.hosts.count_durable(&hosts, &[]);
+            core.extents.lock().insert((layer, file), hosts);
+            Ok(true)
+        })?;
+        core.hosts.remove_unrecorded()?;
+
+        let mut unfinished = Vec::new();
+        for record in forks {
+            {
+                let mut layers = core.layers.lock();
+                let Some(info) = layers.get_mut(&record.head) else {
+                    return Err(Error::Damaged(format!(
+                        "fork {:?} has no layer {}",
+                        record.name, record.head
+                    )));
+                };
+                info.head_of = Some(record.id);
+            }
+            if record.incomplete {
+                unfinished.push(record.name.clone());
+            }
+            self.add_known(record, None);
+        }
+        let in_use: HashSet<u32> = self.forks.read().values().map(|k| k.record.lock().delta).collect();
+        for (id, delta) in core.deltas.read().iter() {
+            delta.retired.store(!in_use.contains(id), Ordering::SeqCst);
+        }
+        self.remove_unused_deltas(&in_use)?;
+        self.queue_unreachable();
+        for name in unfinished {
+            log::info!("removing fork {name:?}, which was never completed");
+            self.remove(&name)?;
+        }
+        Ok(())
+    }
+
+    fn remove_unused_deltas(&self, in_use: &HashSet<u32>) -> Result<()> {
+        let device = &self.core.delta_device;
+        let recorded: HashSet<u32> = self.core.deltas.read().keys().copied().collect();
+        for name in device.list().map_err(|e| Error::io("delta directory", e))? {
+            let known = name.parse().is_ok_and(|id: u32| {
+                delta::file_name(id) == name && (in_use.contains(&id) || recorded.contains(&id))
+            });
+            if !known {
+                device.remove(&name).map_err(|e| Error::io(format!("removing delta file {name}"), e))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_known(&self, record: ForkRecord, fork: Option<Arc<Fork>>) {
+        let (id, name) = (record.id, record.name.clone());
+        let known = Arc::new(Known { record: Mutex::new(record), fork: Mutex::new(fork) });
+        self.forks.write().insert(id, known);
+        self.names.write().insert(name, id);
+    }
+
+    /// The store's directory.
+    pub fn dir(&self) -> &Path {
+        &self.core.dir
+    }
+
+    /// The fork of that name.
+    pub fn by_name(&self, name: &str) -> Result<Arc<Fork>> {
+        let id = self.names.read().get(name).copied();
+        self.by_id(id.ok_or_else(|| Error::NoSuchFork(name.to_string()))?)
+    }
+
+    /// The fork of that id; loaded from the block map if it was not used yet.
+    pub fn by_id(&self, id: ForkId) -> Result<Arc<Fork>> {
+        let known = self.forks.read().get(&id).cloned().ok_or(Error::Stale)?;
+        let mut fork = known.fork.lock();
+        if let Some(fork) = &*fork {
+            return Ok(fork.clone());
+        }
+        let loaded = self.load(known.record.lock().clone())?;
+        *fork = Some(loaded.clone());
+        Ok(loaded)
+    }
+
+    /// All forks that are in memory.
+    pub(super) fn loaded(&self) -> Vec<Arc<Fork>> {
+        self.forks.read().values().filter_map(|k| k.fork.lock().clone()).collect()
+    }
+
+    fn load(&self, record: ForkRecord) -> Result<Arc<Fork>> {
+        let core = &self.core;
+        let info = self.layer(record.head)?;
+        let below = self.state_of(info.record.parent)?;
+        let mut state = below.clone();
+        load::layer(&mut state, record.head, &*core.map, &core.hosts)?;
+        load::check_root(&state)?;
+        let mut head = Head::new(record.head, info.record.parent, state, below, info.record.pages);
+        self.resolve_in_place(&mut head)?;
+        Ok(Fork::new(core.clone(), record, head))
+    }
+
+    fn layer(&self, id: LayerId) -> Result<LayerInfo> {
+        let layers = self.core.layers.lock();
+        layers
+            .get(&id)
+            .copied()
+            .ok_or_else(|| Error::Damaged(format!("layer {id} is missing from the block map")))
+    }
+
+    /// The state of a frozen layer, built from the nearest one that is known.
+    fn state_of(&self, layer: LayerId) -> Result<State> {
+        let mut chain = Vec::new();
+        let mut at = layer;
+        let mut state = loop {
+            if at.0 == 0 {
+                break State::default();
+            }
+            if let Some(state) = self.states.lock().get(&at) {
+                break state.clone();
+            }
+            let info = self.layer(at)?;
+            chain.push((at, info.children));
+            at = info.record.parent;
+        };
+        for (layer, children) in chain.into_iter().rev() {
+            load::layer(&mut state, layer, &*self.core.map, &self.core.hosts)?;
+            if children > 1 {
+                self.states.lock().insert(layer, state.clone());
+            }
+        }
+        Ok(state)
+    }
+
+    pub(super) fn forget_state(&self, layer: LayerId) {
+        self.states.lock().remove(&layer);
+    }
+
+    /// Finds what was written in place since the last commit before a crash.
+    fn resolve_in_place(&self, head: &mut Head) -> Result<()> {
+        let files: Vec<FileId> = {
+            let extents = self.core.extents.lock();
+            extents.keys().filter(|(layer, _)| *layer == head.layer).map(|(_, file)| *file).collect()
+        };
+        for file in files {
+            let Ok(inode) = head.inode_mut(file) else { continue };
+            let Body::InPlace(extents, base) = &mut inode.body else { continue };
+            let base = base.clone();
+            let changed =
+                resolve_after_crash(Arc::make_mut(extents), &self.core.hosts, &|extents, block, page| {
+                    match extents.find(block) {
+                        Some((Source::Host(host), offset, _)) => host.read(page, offset),
+                        Some((Source::Base, offset, _)) => match &base {
+                            Some(base) => base.read((offset / BLOCK_BYTES) as u32, page),
+                            None => Ok(()),
+                        },
+                        None => Ok(()),
+                    }
+                })?;
+            if changed {
+                head.changed(file);
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `hook` from now on for each fork that appears or vanishes.
+    pub fn on_change(&self, hook: Hook) {
+        *self.hook.write() = Some(hook);
+    }
+
+    pub(super) fn tell(&self, name: &str, id: ForkId) {
+        if let Some(hook) = &*self.hook.read() {
+            hook(name, id);
+        }
+    }
+
+    fn start_threads(self: &Arc<Self>) {
+        let mut threads = self.threads.lock();
+        for (name, run) in [
+            ("pgcowfs-write", Store::write_back as fn(&Arc<Background>, &Store)),
+            ("pgcowfs-gc", Store::collect),
+        ] {
+            let (background, store) = (self.background.clone(), Arc::downgrade(self));
+            let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+                loop {
+                    if background.state.lock().stop {
+                        return;
+                    }
+                    let Some(store) = store.upgrade() else { return };
+                    run(&background, &store);
+                }
+            });
+            match thread {
+                Ok(thread) => threads.push(thread),
+                Err(e) => log::error!("no background thread {name}: {e}"),
+            }
+        }
+    }
+
+    /// Commits all forks and closes the map. Nothing may be called afterwards.
+    pub fn close(&self) -> Result<()> {
+        {
+            self.background.state.lock().stop = true;
+            self.background.wake.notify_all();
+        }
+        for thread in self.threads.lock().drain(..) {
+            // The last reference to the store may be dropped by its own thread.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+        let mut first = Ok(());
+        for fork in self.loaded() {
+            if fork.fault().is_some() {
+                continue;
+            }
+            if let Err(e) = fork.sync_at_end() {
+                log::error!("fork {:?}: {e}", fork.name());
+                first = first.and(Err(e));
+            }
+        }
+        self.core.hosts.drop_spares();
+        let mut batch = Batch::default();
+        batch.put(self.core.ids.used().encode());
+        first = first.and(self.core.map.commit(&batch));
+        first.and(self.core.map.close())
+    }
+}
+
+fn scan(map: &dyn Map, tag: u8, visit: &mut crate::map::Visit<'_>) -> Result<()> {
+    map.scan(&[tag], &prefix_end(&[tag]), visit)
+}
+
+fn take_lock(dir: &Path) -> Result<File> {
+    let path = dir.join(LOCK_FILE);
+    let context = format!("opening {}", path.display());
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|e| Error::io(context.clone(), e))?;
+    if device::try_lock(&file).is_err() {
+        let mut text = String::new();
+        // The pid is only for the message.
+        let _ = file.read_to_string(&mut text);
+        return Err(Error::StoreBusy { path: dir.to_path_buf(), pid: text.trim().parse().unwrap_or(0) });
+    }
+    file.set_len(0)
+        .and_then(|()| file.seek(SeekFrom::Start(0)))
+        .and_then(|_| writeln!(file, "{}", std::process::id()))
+        .map_err(|e| Error::io(context, e))?;
+    Ok(file)
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.background.state.lock().stop = true;
+        self.background.wake.notify_all();
+        // The lock goes with its file.
+        self.lock.take();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_store_file_has_its_bytes_and_refuses_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(STORE_FILE);
+        let bytes = encode_store_file(&[0xab; 16]);
+        assert_eq!(&bytes[..12], b"pgcowfs\n\x01\0\0\0");
+        assert_eq!(bytes[12..28], [0xab; 16]);
+        assert_eq!(u32::from_le_bytes(*bytes.last_chunk().unwrap()), 3_285_737_464);
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(read_store_file(dir.path()).unwrap(), [0xab; 16]);
+        let refused = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            read_store_file(dir.path()).unwrap_err().to_string()
+        };
+        let mut newer = bytes;
+        newer[8] = 2;
+        assert!(refused(&newer).contains("format 2, written by a newer program"));
+        for bit in 12 * 8..STORE_FILE_BYTES * 8 {
+            let mut bad = bytes;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(refused(&bad).contains("damaged"), "bit {bit}");
+        }
+        assert!(refused(b"short").contains("too short"));
+        assert!(refused(&[0; 32]).contains("not a STORE file"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(read_store_file(dir.path()).unwrap_err().to_string().contains("no STORE file"));
+    }
+}

@@ -1,0 +1,78 @@
+//! Identifiers, and the rule for fork names.
+
+use crate::error::{Error, Result};
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $int:ty) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub $int);
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+id!(
+    /// One generation of a fork's name: stable over restarts, new on a reset.
+    /// It is the upper part of the FUSE node id, so it stays below 2^28.
+    ForkId, u32
+);
+id!(
+    /// One layer; ids grow in the order of creation and are never used again.
+    LayerId, u64
+);
+id!(
+    /// One file, directory, link or node. A fork inherits the ids of its
+    /// parent's files; an id stays below 2^36 and is never used again.
+    FileId, u64
+);
+
+impl FileId {
+    /// The top directory of every fork.
+    pub const ROOT: FileId = FileId(1);
+}
+
+/// The longest fork name, in bytes. A socket directory and a database URL
+/// carry the name, so it is kept well under NAME_MAX.
+pub const FORK_NAME_MAX: usize = 63;
+
+/// Checks that `name` can be a fork's: 1 to 63 bytes of ASCII letters, digits,
+/// `.`, `_` and `-`, beginning with a letter or digit.
+pub fn check_fork_name(name: &str) -> Result<()> {
+    let bad = |reason| Err(Error::BadForkName { name: name.to_string(), reason });
+    let Some(&first) = name.as_bytes().first() else {
+        return bad("it is empty");
+    };
+    if name.len() > FORK_NAME_MAX {
+        return bad("it is longer than 63 bytes");
+    }
+    if first == b'-' {
+        return bad("it begins with a dash and would be taken for an option");
+    }
+    if !first.is_ascii_alphanumeric() {
+        return bad("it must begin with a letter or a digit");
+    }
+    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
+        return bad("only ASCII letters, digits, '.', '_' and '-' are allowed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["a", "main", "pr-42", "v1.2_x", "9", &"x".repeat(63)] {
+            check_fork_name(good).unwrap();
+        }
+        for bad in ["", ".", "..", "-x", "a/b", "a b", "é", "a\n", "a\0", ".hidden", &"x".repeat(64)] {
+            assert!(check_fork_name(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Loading layers from the block map.
+
+use std::sync::Arc;
+
+use super::{Body, ColdFile, Inode, PageTable, Pages, State, Table};
+use crate::attr::Kind;
+use crate::base::BaseFile;
+use crate::class::Role;
+use crate::error::{Error, Result};
+use crate::ids::{FileId, LayerId};
+use crate::inplace::{Extents, HostFiles};
+use crate::layer::tree::Entry;
+use crate::map::schema::{
+    self, BaseFileRecord, BlockRecord, ClearedRecord, ExtentsRecord, InodeRecord, NameRecord, tag,
+};
+use crate::map::{Map, prefix_end};
+
+/// Applies the records of `layer` to the state of the layer below it.
+pub fn layer(state: &mut State, layer: LayerId, map: &dyn Map, files: &Arc<HostFiles>) -> Result<()> {
+    let mut bases = std::collections::HashMap::new();
+    scan(map, tag::BASE_FILE, layer, &mut |k, v| {
+        let (file, rec) = BaseFileRecord::decode(k, v)?;
+        bases.insert(file, Arc::new(BaseFile::new(rec)));
+        Ok(true)
+    })?;
+    let mut extents = std::collections::HashMap::new();
+    scan(map, tag::EXTENTS, layer, &mut |k, v| {
+        let (_, file, rec) = ExtentsRecord::decode(k, v)?;
+        extents.insert(file, rec);
+        Ok(true)
+    })?;
+    scan(map, tag::INODE, layer, &mut |k, v| {
+        let file = schema::file_of_key(k)?;
+        let was = state.inodes.get(&file).cloned();
+        if let Some(was) = &was
+            && was.kind == Kind::File
+        {
+            state.logical_bytes = state.logical_bytes.saturating_sub(was.size);
+        }
+        let Some(rec) = InodeRecord::decode(k, v)? else {
+            state.inodes.remove(&file);
+            state.scratch_dirs.remove(&file);
+            return Ok(true);
+        };
+        let base = bases.get(&file).cloned();
+        let body = match rec.kind {
+            Kind::File if rec.class.is_in_place() => {
+                let old = was.as_deref().map(|i| &i.body);
+                let (below, below_base) = match old {
+                    Some(Body::InPlace(extents, base)) => (Some(extents.clone()), base.clone()),
+                    _ => (None, None),
+                };
+                let extents = match (extents.get(&file), below) {
+                    (Some(rec2), _) => Arc::new(Extents::from_record(rec2, rec.class, layer, files)),
+                    (None, Some(below)) => below,
+                    (None, None) => Arc::new(Extents::new(rec.class, layer)),
+                };
+                Body::InPlace(extents, base.or(below_base))
+            }
+            Kind::File => {
+                let (below, below_base) = match was.as_deref().map(|i| &i.body) {
+                    Some(Body::Pages(Pages { table: Table::Cold(cold), base })) => {
+                        (Some(cold.clone()), base.clone())
+                    }
+                    _ => (None, None),
+                };
+                let base = base.or(below_base);
+                let base_blocks = base.as_ref().map_or(0, |b| b.blocks());
+                let cold = ColdFile { layer, file, below, base_blocks, table: Default::default() };
+                Body::Pages(Pages { table: Table::Cold(Arc::new(cold)), base })
+            }
+            Kind::Symlink => Body::Link(rec.target.clone().into()),
+            _ => Body::Empty,
+        };
+        if rec.kind == Kind::File {
+            state.logical_bytes += rec.size;
+        }
+        if rec.kind == Kind::Directory && rec.role == Role::Scratch {
+            state.scratch_dirs.insert(file);
+        } else {
+            state.scratch_dirs.remove(&file);
+        }
+        state.inodes.insert(file, Arc::new(Inode::from_record(rec, body)));
+        Ok(true)
+    })?;
+    scan(map, tag::NAME, layer, &mut |k, v| {
+        let (dir, name, rec) = NameRecord::decode(k, v)?;
+        match rec {
+            NameRecord::Entry(file, kind) => state.names.insert((dir, name.into()), (file, kind)),
+            NameRecord::Whiteout => state.names.remove(&(dir, name.into())),
+        };
+        Ok(true)
+    })
+}
+
+/// The bottom of every fork must be there; a state without it is damaged.
+pub fn check_root(state: &State) -> Result<()> {
+    match state.inodes.get(&FileId::ROOT) {
+        Some(root) if root.kind == Kind::Directory => Ok(()),
+        _ => Err(Error::Damaged("a fork has no top directory".into())),
+    }
+}
+
+fn scan(map: &dyn Map, tag: u8, layer: LayerId, visit: &mut crate::map::Visit<'_>) -> Result<()> {
+    let start = schema::layer_prefix(tag, layer);
+    map.scan(&start, &prefix_end(&start), visit)
+}
+
+/// Builds the page table of a file from its layers, oldest first.
+pub fn page_table(cold: &ColdFile, map: &dyn Map) -> Result<PageTable> {
+    let mut layers = vec![cold];
+    let mut table = None;
+    while let Some(below) = layers.last().and_then(|c| c.below.as_deref()) {
+        if let Some(loaded) = below.table.get() {
+            table = Some(loaded.clone());
+            break;
+        }
+        layers.push(below);
+    }
+    let mut table =
+        table.unwrap_or_else(|| PageTable { tree: Default::default(), base_blocks: cold.base_blocks });
+    for one in layers.into_iter().rev() {
+        let start = schema::file_prefix(tag::CLEARED, one.layer, one.file);
+        map.scan(&start, &prefix_end(&start), &mut |k, v| {
+            let (from, to) = ClearedRecord::decode(k, v)?;
+            table.clear(from, to, one.layer, &mut |_| {});
+            Ok(true)
+        })?;
+        let start = schema::file_prefix(tag::BLOCK, one.layer, one.file);
+        map.scan(&start, &prefix_end(&start), &mut |k, v| {
+            let (_, block, rec) = BlockRecord::decode(k, v)?;
+            table.tree.set(block, Entry { slot: rec.slot, crc: rec.crc }, one.layer);
+            Ok(true)
+        })?;
+    }
+    Ok(table)
+}

@@ -1,0 +1,319 @@
+//! Layers: what a fork's files and names are, in memory.
+//!
+//! [`State`] is all of a fork at one instant: a handful of persistent maps. A
+//! clone of it is a snapshot; a commit writes from one, and a fork *is* one.
+
+pub mod load;
+pub mod pending;
+pub mod tree;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use imbl::{OrdMap, OrdSet};
+
+use crate::attr::{Attr, Kind};
+use crate::base::BaseFile;
+use crate::block::BlockNo;
+use crate::class::{Class, Role};
+use crate::error::Result;
+use crate::ids::{FileId, LayerId};
+use crate::inplace::Extents;
+use crate::map::Map;
+use crate::map::schema::{InodeRecord, Time};
+use tree::{Entry, Removed, Tree};
+
+/// A directory and a name in it.
+pub type NameKey = (FileId, Arc<[u8]>);
+
+/// A fork's files and names at one instant. Cloning it costs a few reference
+/// counts, whatever it holds.
+#[derive(Clone, Default)]
+pub struct State {
+    /// All files, by id.
+    pub inodes: OrdMap<FileId, Arc<Inode>>,
+    /// All names.
+    pub names: OrdMap<NameKey, (FileId, Kind)>,
+    /// Directories whose contents a fork leaves out.
+    pub scratch_dirs: OrdSet<FileId>,
+    /// Sum of the sizes of all regular files, in bytes.
+    pub logical_bytes: u64,
+}
+
+/// One file.
+#[derive(Clone)]
+pub struct Inode {
+    /// Its kind.
+    pub kind: Kind,
+    /// A directory's role.
+    pub role: Role,
+    /// A regular file's class.
+    pub class: Class,
+    /// Permission bits.
+    pub perm: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Number of names.
+    pub nlink: u32,
+    /// Device number.
+    pub rdev: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Access time.
+    pub atime: Time,
+    /// Modification time.
+    pub mtime: Time,
+    /// Change time.
+    pub ctime: Time,
+    /// A directory's parent directory.
+    pub parent: FileId,
+    /// The commit that must have happened for size and places to be durable.
+    pub meta_seq: u64,
+    /// Its contents.
+    pub body: Body,
+}
+
+/// The contents of a file.
+#[derive(Clone)]
+pub enum Body {
+    /// None: directories, pipes, sockets, devices.
+    Empty,
+    /// A symbolic link's target.
+    Link(Arc<[u8]>),
+    /// Blocks out of place.
+    Pages(Pages),
+    /// Blocks in place.
+    InPlace(Arc<Extents>, Option<Arc<BaseFile>>),
+}
+
+/// Blocks out of place.
+#[derive(Clone)]
+pub struct Pages {
+    /// The page table, or how to load it.
+    pub table: Table,
+    /// The base file that shows through.
+    pub base: Option<Arc<BaseFile>>,
+}
+
+/// A page table that may not be loaded yet.
+#[derive(Clone)]
+pub enum Table {
+    /// In memory, this fork's own.
+    Loaded(PageTable),
+    /// Untouched by this fork since the store was opened: shared by all forks
+    /// that inherit it, and loaded when one of them first needs it.
+    Cold(Arc<ColdFile>),
+}
+
+impl Pages {
+    /// No blocks.
+    pub fn empty() -> Self {
+        Pages { table: Table::Loaded(PageTable::default()), base: None }
+    }
+
+    /// The page table if it is in memory.
+    pub fn loaded(&self) -> Option<&PageTable> {
+        match &self.table {
+            Table::Loaded(table) => Some(table),
+            Table::Cold(cold) => cold.table.get(),
+        }
+    }
+}
+
+/// The page table of a file, and how much of its base shows.
+#[derive(Clone, Debug, Default)]
+pub struct PageTable {
+    /// The changed blocks.
+    pub tree: Tree,
+    /// Blocks of the base below this one show through where the tree is empty.
+    pub base_blocks: BlockNo,
+}
+
+impl PageTable {
+    /// Empties the blocks `start..end` (`u32::MAX`: to the end) on behalf of
+    /// `layer`, the base's included; hands each page that was there to
+    /// `removed`.
+    pub fn clear(&mut self, start: BlockNo, end: BlockNo, layer: LayerId, removed: &mut dyn FnMut(Removed)) {
+        if end == u32::MAX {
+            self.tree.clear(start, 1 << 32, false, layer, removed);
+            self.base_blocks = self.base_blocks.min(start);
+            return;
+        }
+        self.tree.clear(start, u64::from(end), false, layer, removed);
+        if start < self.base_blocks {
+            self.tree.clear(start, u64::from(end.min(self.base_blocks)), true, layer, removed);
+        }
+    }
+
+    /// What shows at `block`.
+    pub fn get(&self, block: BlockNo) -> Place {
+        match self.tree.get(block) {
+            Some(entry) if entry.slot == crate::map::schema::Slot::HOLE => Place::Hole,
+            Some(entry) => Place::Page(entry),
+            None if block < self.base_blocks => Place::Base,
+            None => Place::Hole,
+        }
+    }
+}
+
+/// Where a block's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a page of the delta store.
+    Page(Entry),
+    /// In the base file.
+    Base,
+    /// Nowhere: zeros.
+    Hole,
+}
+
+/// How to load a page table that nobody has needed yet: the layers, newest
+/// first, that have records of the file.
+pub struct ColdFile {
+    /// The newest of these layers.
+    pub layer: LayerId,
+    /// The file.
+    pub file: FileId,
+    /// The next older one.
+    pub below: Option<Arc<ColdFile>>,
+    /// Blocks of the base file.
+    pub base_blocks: BlockNo,
+    /// The table, once loaded.
+    pub table: OnceLock<PageTable>,
+}
+
+impl ColdFile {
+    /// The table, loaded from the map if need be.
+    pub fn load(&self, map: &dyn Map) -> Result<&PageTable> {
+        if let Some(table) = self.table.get() {
+            return Ok(table);
+        }
+        let table = load::page_table(self, map)?;
+        Ok(self.table.get_or_init(|| table))
+    }
+}
+
+impl Drop for ColdFile {
+    fn drop(&mut self) {
+        // In a loop, not by recursion: the chain can be as long as the chain of
+        // layers.
+        let mut next = self.below.take();
+        while let Some(cold) = next {
+            next = match Arc::try_unwrap(cold) {
+                Ok(mut last) => last.below.take(),
+                Err(_) => None,
+            };
+        }
+    }
+}
+
+impl Inode {
+    /// As `stat` shows it.
+    pub fn attr(&self, file: FileId) -> Attr {
+        Attr {
+            file,
+            kind: self.kind,
+            perm: self.perm,
+            uid: self.uid,
+            gid: self.gid,
+            nlink: self.nlink,
+            rdev: self.rdev,
+            size: self.size,
+            blocks: match self.kind {
+                Kind::File => self.size.div_ceil(512),
+                _ => 0,
+            },
+            atime: self.atime.to_system(),
+            mtime: self.mtime.to_system(),
+            ctime: self.ctime.to_system(),
+        }
+    }
+
+    /// As stored.
+    pub fn to_record(&self) -> InodeRecord {
+        InodeRecord {
+            kind: self.kind,
+            role: self.role,
+            class: self.class,
+            perm: self.perm,
+            uid: self.uid,
+            gid: self.gid,
+            nlink: self.nlink,
+            rdev: self.rdev,
+            size: self.size,
+            atime: self.atime,
+            mtime: self.mtime,
+            ctime: self.ctime,
+            parent: self.parent,
+            target: match &self.body {
+                Body::Link(target) => target.to_vec(),
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    /// From a stored record.
+    pub fn from_record(rec: InodeRecord, body: Body) -> Self {
+        Inode {
+            kind: rec.kind,
+            role: rec.role,
+            class: rec.class,
+            perm: rec.perm,
+            uid: rec.uid,
+            gid: rec.gid,
+            nlink: rec.nlink,
+            rdev: rec.rdev,
+            size: rec.size,
+            atime: rec.atime,
+            mtime: rec.mtime,
+            ctime: rec.ctime,
+            parent: rec.parent,
+            meta_seq: 0,
+            body,
+        }
+    }
+}
+
+impl Time {
+    /// The current time.
+    pub fn now() -> Self {
+        Time::from_system(SystemTime::now())
+    }
+
+    /// From the standard library's time.
+    pub fn from_system(t: SystemTime) -> Self {
+        match t.duration_since(UNIX_EPOCH) {
+            Ok(d) => Time { secs: d.as_secs() as i64, nanos: d.subsec_nanos() },
+            Err(before) => {
+                let d = before.duration();
+                let secs = 0i64.saturating_sub_unsigned(d.as_secs());
+                match d.subsec_nanos() {
+                    0 => Time { secs, nanos: 0 },
+                    nanos => Time { secs: secs.saturating_sub(1), nanos: 1_000_000_000 - nanos },
+                }
+            }
+        }
+    }
+
+    /// As the standard library's time; the epoch if it is out of its range.
+    pub fn to_system(self) -> SystemTime {
+        let whole = Duration::from_secs(self.secs.unsigned_abs());
+        let base = if self.secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+        base.and_then(|t| t.checked_add(Duration::from_nanos(self.nanos.into()))).unwrap_or(UNIX_EPOCH)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_the_round_trip() {
+        for (secs, nanos) in [(0, 0), (5, 7), (-1, 999_999_999), (-5, 0), (1 << 34, 1)] {
+            let t = Time { secs, nanos };
+            assert_eq!(Time::from_system(t.to_system()), t);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The bytes of every record, fixed. A change here is a change of the format:
+//! it needs a new version, and docs/FORMAT.md says so.
+
+use super::schema::*;
+use crate::attr::Kind;
+use crate::class::{Class, Role};
+use crate::ids::{FileId, ForkId, LayerId};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+const T: Time = Time { secs: 0x0102, nanos: 3 };
+const L: LayerId = LayerId(0x11);
+const F: FileId = FileId(0x22);
+
+fn records() -> Vec<(&'static str, Record)> {
+    let inode = InodeRecord {
+        kind: Kind::File,
+        role: Role::Other,
+        class: Class::Paged,
+        perm: 0o600,
+        uid: 1,
+        gid: 2,
+        nlink: 3,
+        rdev: 4,
+        size: 5,
+        atime: T,
+        mtime: T,
+        ctime: T,
+        parent: FileId(6),
+        target: b"t".to_vec(),
+    };
+    let fork = ForkRecord {
+        id: ForkId(7),
+        name: "pr42".into(),
+        parent: "main".into(),
+        head: L,
+        delta: 8,
+        created: T,
+        incomplete: true,
+        meta: b"{}".to_vec(),
+        base: "/b".into(),
+    };
+    let extents = ExtentsRecord {
+        runs: vec![RunRecord { start: 1, len: 2, host: 3 }],
+        tops: vec![TopRecord { chunk: 4, host: 5, patterned: 6 }],
+    };
+    let base = BaseFileRecord { path: "/b/1".into(), dev: 1, ino: 2, size: 3, mtime: T, ctime: T };
+    let mut bits = [0; SLOT_MAP_BYTES];
+    bits[0] = 0x81;
+    vec![
+        ("counters", Counters { file: 1, layer: 2, fork: 3, delta: 4, host: 5 }.encode()),
+        ("fork", fork.encode()),
+        ("layer", LayerRecord { id: L, parent: LayerId(9), pages: 10, logical_bytes: 11 }.encode()),
+        ("inode", inode.encode(L, F)),
+        ("inode removed", InodeRecord::encode_removed(L, F)),
+        ("name", NameRecord::Entry(F, Kind::Directory).encode(L, FileId(1), b"base")),
+        ("name whiteout", NameRecord::Whiteout.encode(L, FileId(1), b"base")),
+        ("block", BlockRecord { slot: Slot::new(2, 3), crc: 0xdead_beef }.encode(L, F, 7)),
+        ("cleared", ClearedRecord::encode(L, F, 7, u32::MAX)),
+        ("extents", extents.encode(L, F)),
+        ("base file", base.encode(L, F)),
+        ("slots", SlotsRecord::encode(2, 1, &bits)),
+        ("shared", SharedRecord::encode(Slot::new(2, 3), 4)),
+    ]
+}
+
+#[test]
+fn records_have_their_bytes() {
+    let text: String =
+        records().iter().map(|(name, (k, v))| format!("{name}\n  {}\n  {}\n", hex(k), hex(v))).collect();
+    assert_eq!(text, include_str!("golden.txt"), "\n{text}");
+}
+
+#[test]
+fn records_survive_the_round_trip() {
+    for (name, (k, v)) in records() {
+        let again = match name {
+            "counters" => Counters::decode(&k, &v).unwrap().encode(),
+            "fork" => ForkRecord::decode(&k, &v).unwrap().encode(),
+            "layer" => LayerRecord::decode(&k, &v).unwrap().encode(),
+            "inode" => InodeRecord::decode(&k, &v).unwrap().unwrap().encode(L, F),
+            "inode removed" => {
+                assert_eq!(InodeRecord::decode(&k, &v).unwrap(), None);
+                continue;
+            }
+            "name" | "name whiteout" => {
+                let (dir, entry, rec) = NameRecord::decode(&k, &v).unwrap();
+                rec.encode(L, dir, &entry)
+            }
+            "block" => {
+                let (file, block, rec) = BlockRecord::decode(&k, &v).unwrap();
+                rec.encode(L, file, block)
+            }
+            "cleared" => {
+                let (start, end) = ClearedRecord::decode(&k, &v).unwrap();
+                ClearedRecord::encode(L, F, start, end)
+            }
+            "extents" => {
+                let (layer, file, rec) = ExtentsRecord::decode(&k, &v).unwrap();
+                rec.encode(layer, file)
+            }
+            "base file" => {
+                let (file, rec) = BaseFileRecord::decode(&k, &v).unwrap();
+                rec.encode(L, file)
+            }
+            "slots" => {
+                let (delta, chunk, bits) = SlotsRecord::decode(&k, &v).unwrap();
+                SlotsRecord::encode(delta, chunk, &bits)
+            }
+            "shared" => {
+                let (slot, count) = SharedRecord::decode(&k, &v).unwrap();
+                SharedRecord::encode(slot, count)
+            }
+            other => panic!("no decoder for {other}"),
+        };
+        assert_eq!(again, (k, v), "{name}");
+    }
+}
+
+/// Any flipped bit, in key or value, and any cut is found.
+#[test]
+fn damage_is_found() {
+    let (k, v) = BlockRecord { slot: Slot::new(2, 3), crc: 1 }.encode(L, F, 7);
+    for bit in 0..v.len() * 8 {
+        let mut bad = v.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(BlockRecord::decode(&k, &bad).is_err(), "value bit {bit}");
+    }
+    for bit in 8..k.len() * 8 {
+        let mut bad = k.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(BlockRecord::decode(&bad, &v).is_err(), "key bit {bit}");
+    }
+    for len in 0..v.len() {
+        assert!(BlockRecord::decode(&k, &v[..len]).is_err(), "cut to {len}");
+    }
+    assert!(BlockRecord::decode(&k[..5], &v).is_err());
+}

@@ -1,0 +1,93 @@
+//! The block map's durable image: ordered keys and values, changed in atomic
+//! batches.
+//!
+//! [`Map`] is all that the rest of the core knows of it. [`rocks::RocksMap`]
+//! keeps it in RocksDB; [`mem::MemMap`] keeps it in memory and can crash. Both
+//! pass the same conformance suite.
+
+#[cfg(test)]
+mod golden;
+pub mod mem;
+pub mod rocks;
+pub mod schema;
+
+use crate::error::Result;
+
+/// One change of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Sets a key.
+    Put(Vec<u8>, Vec<u8>),
+    /// Removes a key; nothing if it is not there.
+    Delete(Vec<u8>),
+    /// Removes all keys from the first (inclusive) to the second (exclusive).
+    DeleteRange(Vec<u8>, Vec<u8>),
+}
+
+/// Changes that become visible and durable together, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// The changes.
+    pub changes: Vec<Change>,
+}
+
+impl Batch {
+    /// Sets a key to a value.
+    pub fn put(&mut self, record: (Vec<u8>, Vec<u8>)) {
+        self.changes.push(Change::Put(record.0, record.1));
+    }
+
+    /// Removes a key.
+    pub fn delete(&mut self, key: Vec<u8>) {
+        self.changes.push(Change::Delete(key));
+    }
+
+    /// Removes the keys from `start` to `end`, the latter excluded.
+    pub fn delete_range(&mut self, start: Vec<u8>, end: Vec<u8>) {
+        self.changes.push(Change::DeleteRange(start, end));
+    }
+
+    /// Bytes of all keys and values.
+    pub fn bytes(&self) -> u64 {
+        self.changes
+            .iter()
+            .map(|change| match change {
+                Change::Put(a, b) | Change::DeleteRange(a, b) => a.len() + b.len(),
+                Change::Delete(a) => a.len(),
+            })
+            .sum::<usize>() as u64
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+}
+
+/// What a scan does with a record: `Ok(true)` to go on, `Ok(false)` to stop.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<bool> + 'a;
+
+/// An ordered map with atomic, durable batches.
+pub trait Map: Send + Sync {
+    /// The value of a key.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
+    /// Visits all records with `start <= key < end` in key order.
+    fn scan(&self, start: &[u8], end: &[u8], visit: &mut Visit<'_>) -> Result<()>;
+    /// Applies a batch, wholly or not at all. When it returns, the batch is
+    /// durable. [`crate::Error::NoSpace`] leaves the map as it was and usable.
+    fn commit(&self, batch: &Batch) -> Result<()>;
+    /// Writes everything to its final place, for a clean end.
+    fn close(&self) -> Result<()>;
+}
+
+/// The smallest key above all keys that begin with `prefix`.
+pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            break;
+        }
+    }
+    end
+}

@@ -1,0 +1,47 @@
+//! What is asked of the kernel when it opens the connection.
+//!
+//! Each feature is used only where the kernel offers it. Never asked for:
+//! - WRITEBACK_CACHE: dirty 4 KiB pages would come in any order, and neither an
+//!   atomic 8 KiB write nor a fork at one instant would be left.
+//! - AUTO_INVAL_DATA: each write changes a file's mtime, and the next GETATTR
+//!   would throw the file's whole page cache away.
+//! - POSIX_LOCKS, FLOCK_LOCKS: all users of a fork are on this machine, and the
+//!   kernel keeps their locks for nothing.
+//! - HANDLE_KILLPRIV, ATOMIC_O_TRUNC: the kernel then leaves dropping set-id
+//!   bits to us, without telling us when.
+//! - SETXATTR_EXT, OVER_IO_URING: fuser 0.18.0 cannot serve them.
+
+use fuser::{InitFlags, KernelConfig};
+
+/// The largest READ and WRITE. The kernel's own limit is 256 pages.
+const REQUEST_BYTES: u32 = 1 << 20;
+
+/// How many READs ahead and written-back pages the kernel may have under way.
+/// Its default of 12 would throttle a few parallel sequential scans.
+const BACKGROUND_REQUESTS: u16 = 64;
+
+/// Sets the connection up; `plain` asks only for what makes no difference to
+/// what a process sees or how often it asks.
+pub fn negotiate(config: &mut KernelConfig, plain: bool) {
+    let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_ASYNC_DIO;
+    if !plain {
+        wanted |= InitFlags::FUSE_EXPLICIT_INVAL_DATA
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO;
+    }
+    let offered = config.capabilities();
+    for flag in wanted.iter() {
+        if config.add_capabilities(flag).is_err() {
+            log::debug!("the kernel offers no {flag:?}, only {offered:?}");
+        }
+    }
+    for (what, refused) in [
+        ("max_write", config.set_max_write(REQUEST_BYTES).is_err()),
+        ("max_background", config.set_max_background(BACKGROUND_REQUESTS).is_err()),
+    ] {
+        if refused {
+            log::warn!("{what} stays at its default");
+        }
+    }
+}

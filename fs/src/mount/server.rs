@@ -1,0 +1,286 @@
+//! What the request handlers share: finding the fork and file of a node id,
+//! the top directory, and the rules that are POSIX's rather than the core's
+//! (set-group-id directories, `..`).
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, ReplyEmpty, ReplyWrite, Request};
+use parking_lot::{Mutex, RwLock};
+
+use super::convert::{self, Refusal, file_attr};
+use super::listing::{Listed, OpenDirectories};
+use super::node;
+use super::requests::{Counters, Kind};
+use super::workers::Workers;
+use crate::attr::{Attr, Make};
+use crate::error::Error;
+use crate::forks::{Fork, Store};
+use crate::ids::{FileId, ForkId};
+
+pub type Answer<T> = std::result::Result<T, Errno>;
+pub type Outcome<T> = std::result::Result<T, Refusal>;
+
+/// A fork and a file of it; `None` is the top directory.
+pub type Place = Option<(Arc<Fork>, FileId)>;
+
+/// How long the kernel may trust a name or attributes inside a fork. Nothing
+/// but this mount changes a fork, and the kernel itself drops what each of its
+/// requests outdates, so this could be for ever; a day bounds the harm of a
+/// mistake.
+pub const IN_FORK: Duration = Duration::from_secs(24 * 3600);
+
+/// Forks come and go without the kernel: their names are looked up each time.
+/// That costs one request for each absolute path, and PostgreSQL, which works
+/// in its data directory, uses relative ones.
+pub const FORK_NAME: Duration = Duration::ZERO;
+
+/// Attributes of the top directory. Little about them changes or matters.
+pub const TOP_ATTR: Duration = Duration::from_secs(1);
+
+/// One COPY_FILE_RANGE copies at most this; the caller asks again for the rest.
+const COPY_BYTES: u64 = 64 << 20;
+
+/// The answer once the store is closed to the kernel: as from a mount whose
+/// daemon is gone.
+const CLOSED: Refusal = Refusal::Mount(libc::ENOTCONN);
+
+/// Serves the kernel's requests from a store. [`super::operations`] implements
+/// FUSE's interface on it.
+pub struct Server {
+    pub store: Arc<Store>,
+    /// Whether requests may reach the store. Each holds this while it is
+    /// served; once it is false, none is under way and none will be.
+    pub open: Arc<RwLock<bool>>,
+    pub counters: Arc<Counters>,
+    pub workers: Arc<Workers>,
+    pub directories: OpenDirectories,
+    /// What each OPEN and CREATE answers.
+    pub open_flags: FopenFlags,
+    /// Ask the kernel only for what every supported kernel is sure to have.
+    pub plain: bool,
+    pub top: Arc<Top>,
+}
+
+/// The top directory, which lists the forks.
+pub struct Top {
+    pub uid: u32,
+    pub gid: u32,
+    /// When a fork last came or went; the time of the mount before that.
+    pub changed: Mutex<SystemTime>,
+}
+
+impl Server {
+    /// Counts a request, does its work, and turns a refusal into an errno.
+    pub fn serve<T>(&self, kind: Kind, node: INodeNo, work: impl FnOnce() -> Outcome<T>) -> Answer<T> {
+        self.counters.add(kind);
+        let open = self.open.read();
+        let done = if *open { work() } else { Err(CLOSED) };
+        done.map_err(|refusal| refusal.answer(kind, node))
+    }
+
+    pub fn fork(&self, id: ForkId) -> Outcome<Arc<Fork>> {
+        self.store.by_id(id).map_err(|error| match error {
+            // The kernel can only know the id of a fork that was there.
+            Error::NoSuchFork(_) | Error::NotFound => Error::Stale.into(),
+            error => error.into(),
+        })
+    }
+
+    /// What a node id stands for.
+    pub fn find(&self, node: INodeNo) -> Outcome<Place> {
+        match node::parts(node.0) {
+            None => Ok(None),
+            Some((fork, file)) => Ok(Some((self.fork(fork)?, file))),
+        }
+    }
+
+    /// The fork and file of a node id. Nothing can be made, changed or removed
+    /// in the top directory: EPERM.
+    pub fn file(&self, node: INodeNo) -> Outcome<(Arc<Fork>, FileId)> {
+        self.find(node)?.ok_or(Refusal::Mount(libc::EPERM))
+    }
+
+    /// The same for two nodes that have to be in one fork.
+    pub fn two_files(&self, a: INodeNo, b: INodeNo) -> Outcome<(Arc<Fork>, FileId, FileId)> {
+        let ((fork, a), (other, b)) = (self.file(a)?, self.file(b)?);
+        if fork.id() != other.id() {
+            return Err(Error::CrossFork.into());
+        }
+        Ok((fork, a, b))
+    }
+
+    pub fn top_attr(&self) -> FileAttr {
+        let changed = *self.top.changed.lock();
+        FileAttr {
+            mtime: changed,
+            ctime: changed,
+            atime: changed,
+            uid: self.top.uid,
+            gid: self.top.gid,
+            ..convert::bare_directory(node::TOP)
+        }
+    }
+
+    /// The top directory of the fork of that name.
+    pub fn fork_by_name(&self, name: &OsStr) -> Outcome<FileAttr> {
+        // Fork names are ASCII, so any other name is one that is not there.
+        let name = name.to_str().ok_or(Error::NotFound)?;
+        let fork = self.store.by_name(name).map_err(|error| match error {
+            Error::BadForkName { .. } => Error::NotFound,
+            error => error,
+        })?;
+        Ok(file_attr(fork.id(), &fork.attr(FileId::ROOT)?))
+    }
+
+    /// Makes a directory entry as the requesting user. The kernel has applied
+    /// the umask; a set-group-id directory hands down its group, and the bit
+    /// itself to directories.
+    pub fn make(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        what: Make,
+        mode: u32,
+    ) -> Outcome<(Arc<Fork>, Attr)> {
+        let (fork, dir) = self.file(parent)?;
+        let mut perm = convert::perm(mode);
+        let mut gid = request.gid();
+        let holder = fork.attr(dir)?;
+        if u32::from(holder.perm) & libc::S_ISGID != 0 {
+            gid = holder.gid;
+            if matches!(what, Make::Directory) {
+                perm |= libc::S_ISGID as u16;
+            }
+        }
+        let attr = fork.make(dir, name.as_bytes(), what, perm, request.uid(), gid)?;
+        Ok((fork, attr))
+    }
+
+    /// All entries of a directory at this instant.
+    pub fn list(&self, node: INodeNo) -> Outcome<Vec<Listed>> {
+        let directory = |node, name: &[u8]| Listed { node, kind: FileType::Directory, name: name.into() };
+        let Some((fork, dir)) = self.find(node)? else {
+            let forks = self.store.forks();
+            let forks = forks.into_iter().map(|f| directory(node::of(f.id, FileId::ROOT), f.name.as_bytes()));
+            return Ok([directory(node::TOP, b"."), directory(node::TOP, b"..")]
+                .into_iter()
+                .chain(forks)
+                .collect());
+        };
+        let parent = match dir {
+            FileId::ROOT => node::TOP,
+            dir => node::of(fork.id(), fork.parent_dir(dir)?),
+        };
+        let entries = fork.read_dir(dir)?;
+        let mut listing = Vec::with_capacity(entries.len() + 2);
+        listing.extend([directory(node.0, b"."), directory(parent, b"..")]);
+        listing.extend(entries.into_iter().map(|entry| Listed {
+            node: node::of(fork.id(), entry.file),
+            kind: convert::file_type(entry.kind),
+            name: entry.name,
+        }));
+        Ok(listing)
+    }
+
+    /// What a listing with attributes says of an entry; `None` if the entry is
+    /// gone. The kernel takes it for the answer to a LOOKUP, so it must be the
+    /// name's file now, not when the list was made.
+    pub fn look_up_listed(&self, place: &Place, entry: &Listed) -> Outcome<Option<(FileAttr, Duration)>> {
+        if matches!(*entry.name, [b'.'] | [b'.', b'.']) {
+            return Ok(Some((convert::bare_directory(entry.node), IN_FORK)));
+        }
+        let looked_up = match place {
+            None => self.fork_by_name(OsStr::from_bytes(&entry.name)).map(|attr| (attr, FORK_NAME)),
+            Some((fork, dir)) => match fork.lookup(*dir, &entry.name) {
+                Ok(attr) => Ok((file_attr(fork.id(), &attr), IN_FORK)),
+                Err(error) => Err(error.into()),
+            },
+        };
+        match looked_up {
+            Ok(found) => Ok(Some(found)),
+            Err(Refusal::Core(Error::NotFound | Error::NoSuchFork(_))) => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Clears the set-id bits of a file that a user without the right to keep
+    /// them has changed by `fallocate`. The kernel does this by itself for
+    /// write, truncate and chown, and for fallocate since 6.1 only.
+    pub fn drop_set_id(&self, request: &Request, fork: &Fork, file: FileId) -> Outcome<()> {
+        if request.uid() == 0 {
+            return Ok(());
+        }
+        let old = u32::from(fork.attr(file)?.perm);
+        let mut new = old & !libc::S_ISUID;
+        if old & libc::S_IXGRP != 0 {
+            new &= !libc::S_ISGID;
+        }
+        if new != old {
+            let set = crate::attr::SetAttr { perm: Some(convert::perm(new)), ..Default::default() };
+            fork.set_attr(file, set)?;
+        }
+        Ok(())
+    }
+
+    /// [`Server::make`] for the requests that answer with an entry.
+    pub fn made(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        what: Make,
+        mode: u32,
+    ) -> Outcome<FileAttr> {
+        let (fork, attr) = self.make(request, parent, name, what, mode)?;
+        Ok(file_attr(fork.id(), &attr))
+    }
+
+    /// Commits on a worker, so that this thread goes on reading requests.
+    pub fn sync(&self, kind: Kind, node: INodeNo, data_only: bool, reply: ReplyEmpty) {
+        self.counters.add(kind);
+        let open = self.open.read();
+        match if *open { self.find(node) } else { Err(CLOSED) } {
+            // A fork is durable before it is listed.
+            Ok(None) => reply.ok(),
+            Ok(Some((fork, file))) => self.workers.run(move || {
+                let done = fork.sync(file, data_only);
+                empty(reply, done.map_err(|error| Refusal::from(error).answer(kind, node)));
+            }),
+            Err(refusal) => reply.error(refusal.answer(kind, node)),
+        }
+    }
+
+    /// Copies on a worker: pages that cannot be shared take long.
+    pub fn copy(&self, from: (INodeNo, u64), to: (INodeNo, u64), len: u64, reply: ReplyWrite) {
+        let (kind, node) = (Kind::CopyFileRange, to.0);
+        self.counters.add(kind);
+        let open = self.open.read();
+        match if *open { self.two_files(from.0, to.0) } else { Err(CLOSED) } {
+            Ok((fork, source, target)) => self.workers.run(move || {
+                match fork.copy_range(source, from.1, target, to.1, len.min(COPY_BYTES)) {
+                    // At most COPY_BYTES.
+                    Ok(copied) => reply.written(copied as u32),
+                    Err(error) => reply.error(Refusal::from(error).answer(kind, node)),
+                }
+            }),
+            Err(refusal) => reply.error(refusal.answer(kind, node)),
+        }
+    }
+
+    pub fn not_offered(&self, kind: Kind) -> Errno {
+        self.counters.add(kind);
+        Errno::ENOSYS
+    }
+}
+
+/// Replies to a request that only succeeds or fails.
+pub fn empty(reply: ReplyEmpty, done: Answer<()>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}

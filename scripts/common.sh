@@ -1,0 +1,41 @@
+# Shared by the scripts here: what they need of the machine, and where the build goes.
+
+# shellcheck shell=bash
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/pgcowfs/target}
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*" >&2; }
+die() { printf '%s\n' "$*" >&2; exit 1; }
+
+# The directory of a PostgreSQL server's programs, empty if there is none.
+postgres_bin() {
+  local dir
+  for dir in $(printf '%s\n' /usr/lib/postgresql/*/bin | sort -Vr) /usr/pgsql-*/bin /usr/local/pgsql/bin; do
+    [ -x "$dir/postgres" ] && [ -x "$dir/initdb" ] && { echo "$dir"; return; }
+  done
+}
+
+# Debian's and Ubuntu's packages for whatever of this is missing.
+missing_packages() {
+  command -v c++ >/dev/null && command -v make >/dev/null || echo build-essential
+  # RocksDB's bindings are generated with it.
+  compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || ldconfig -p 2>/dev/null | grep -q 'libclang' || echo libclang-dev
+  command -v fusermount3 >/dev/null || echo fuse3
+  [ -n "$(postgres_bin)" ] && command -v pgbench >/dev/null && command -v psql >/dev/null || echo postgresql
+}
+
+install_missing() {
+  local packages sudo=
+  packages=$(missing_packages)
+  if [ -n "$packages" ]; then
+    say "installing $(echo $packages)"
+    command -v apt-get >/dev/null || die "please install: $(echo $packages) (this script knows apt only)"
+    if [ "$(id -u)" != 0 ]; then
+      sudo=sudo
+      command -v sudo >/dev/null || die "please install as root: apt-get install $(echo $packages)"
+    fi
+    $sudo apt-get update -q >&2
+    # shellcheck disable=SC2086 # one word per package
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -q --no-install-recommends $packages >&2
+  fi
+  command -v cargo >/dev/null || die "there is no Rust toolchain: see https://rustup.rs"
+}

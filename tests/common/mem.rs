@@ -1,0 +1,87 @@
+//! A store in memory, for tests of the core.
+
+// Each test program uses its own part of this.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+
+use pgcowfs::device::mem::MemDevice;
+use pgcowfs::forks::Parts;
+use pgcowfs::map::mem::MemMap;
+use pgcowfs::{Attr, FileId, Fork, Make, Options, Store};
+
+/// The size of a block in bytes.
+pub const B: u64 = 8192;
+
+/// The parts of a store that outlive it.
+pub struct Parts3 {
+    pub map: MemMap,
+    pub delta: MemDevice,
+    pub inplace: MemDevice,
+}
+
+impl Parts3 {
+    pub fn new() -> Self {
+        Parts3 { map: MemMap::new(), delta: MemDevice::new(), inplace: MemDevice::new() }
+    }
+
+    pub fn open(&self) -> Arc<Store> {
+        let parts = Parts {
+            dir: "/nowhere".into(),
+            id: [7; 16],
+            map: Arc::new(self.map.clone()),
+            delta: Arc::new(self.delta.clone()),
+            inplace: Arc::new(self.inplace.clone()),
+        };
+        Store::open_parts(parts, Options::default(), None).unwrap()
+    }
+
+    /// What a loss of power leaves if nothing unflushed gets through.
+    pub fn worst_crash(&self) -> Self {
+        Parts3 {
+            map: self.map.crash_image(),
+            delta: self.delta.crash_image(&mut || false),
+            inplace: self.inplace.crash_image(&mut || false),
+        }
+    }
+}
+
+/// A root fork with the directories that give files their class.
+pub fn cluster(store: &Store, name: &str) -> Arc<Fork> {
+    let fork = store.create(name, 0, 0, b"").unwrap();
+    for path in ["base", "base/5", "pg_wal", "log"] {
+        make(&fork, path, Make::Directory);
+    }
+    store.publish(name).unwrap();
+    fork
+}
+
+/// Makes a file or directory by path.
+pub fn make(fork: &Fork, path: &str, what: Make) -> Attr {
+    let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let dir = fork.resolve(dir).unwrap().file;
+    fork.make(dir, name.as_bytes(), what, 0o700, 0, 0).unwrap()
+}
+
+/// Makes a regular file by path.
+pub fn file(fork: &Fork, path: &str) -> FileId {
+    make(fork, path, Make::File).file
+}
+
+/// Bytes of a file.
+pub fn read(fork: &Fork, file: FileId, offset: u64, len: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    fork.read(file, offset, len as usize, &mut out).unwrap();
+    out
+}
+
+/// One block of a byte.
+pub fn page(byte: u8) -> Vec<u8> {
+    vec![byte; B as usize]
+}
+
+/// Forks, and returns the child.
+pub fn fork(store: &Store, parent: &str, child: &str) -> Arc<Fork> {
+    store.fork(parent, child, b"", &mut |_| Ok(())).unwrap();
+    store.by_name(child).unwrap()
+}

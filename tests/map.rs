@@ -1,0 +1,142 @@
+//! What the core relies on in a block map: one suite for RocksDB and for the
+//! map in memory that the crash tests use.
+
+use pgcowfs::map::mem::MemMap;
+use pgcowfs::map::rocks::RocksMap;
+use pgcowfs::map::{Batch, Map, prefix_end};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+fn collect(map: &dyn Map, start: &[u8], end: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut found = Vec::new();
+    map.scan(start, end, &mut |k, v| {
+        found.push((k.to_vec(), v.to_vec()));
+        Ok(true)
+    })
+    .unwrap();
+    found
+}
+
+fn put(batch: &mut Batch, key: &[u8], value: &[u8]) {
+    batch.put((key.to_vec(), value.to_vec()));
+}
+
+fn conforms(map: &dyn Map) {
+    assert_eq!(map.get(b"a").unwrap(), None);
+    let mut batch = Batch::default();
+    put(&mut batch, b"a", b"1");
+    put(&mut batch, b"b", b"2");
+    put(&mut batch, b"ba", b"3");
+    put(&mut batch, b"c", b"");
+    map.commit(&batch).unwrap();
+    assert_eq!(map.get(b"c").unwrap().as_deref(), Some(b"".as_slice()));
+    // The end is excluded, and a prefix's end excludes what comes after it.
+    assert_eq!(collect(map, b"a", b"c").len(), 3);
+    assert_eq!(collect(map, b"b", &prefix_end(b"b")).len(), 2);
+    assert_eq!(collect(map, b"c", b"a").len(), 0);
+    let mut seen = 0;
+    map.scan(b"a", b"z", &mut |_, _| {
+        seen += 1;
+        Ok(seen < 2)
+    })
+    .unwrap();
+    assert_eq!(seen, 2, "a scan stops when told to");
+
+    // Within a batch the order counts, also between ranges and single keys.
+    let mut batch = Batch::default();
+    put(&mut batch, b"b", b"lost");
+    batch.delete_range(b"b".to_vec(), b"c".to_vec());
+    put(&mut batch, b"ba", b"kept");
+    batch.delete(b"a".to_vec());
+    put(&mut batch, b"a", b"again");
+    map.commit(&batch).unwrap();
+    let want: Vec<(Vec<u8>, Vec<u8>)> = [("a", "again"), ("ba", "kept"), ("c", "")]
+        .map(|(k, v)| (k.as_bytes().to_vec(), v.as_bytes().to_vec()))
+        .into();
+    assert_eq!(collect(map, b"", b"\xff"), want);
+    map.commit(&Batch::default()).unwrap();
+}
+
+#[test]
+fn the_map_in_memory_conforms() {
+    conforms(&MemMap::new());
+}
+
+#[test]
+fn rocksdb_conforms_and_keeps_its_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let map = RocksMap::open(dir.path(), true).unwrap();
+    conforms(&map);
+    map.close().unwrap();
+    assert!(map.get(b"a").is_err(), "closed is closed");
+    let map = RocksMap::open(dir.path(), false).unwrap();
+    assert_eq!(collect(&map, b"", b"\xff").len(), 3);
+}
+
+#[test]
+fn rocksdb_is_not_made_by_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(RocksMap::open(&dir.path().join("none"), false).is_err());
+}
+
+#[test]
+fn a_committed_batch_survives_without_a_clean_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let map = RocksMap::open(&dir.path().join("map"), true).unwrap();
+    for i in 0..100u8 {
+        let mut batch = Batch::default();
+        put(&mut batch, &[i], &[i; 100]);
+        map.commit(&batch).unwrap();
+    }
+    // A copy of the files of a database that is still open is what a crash of
+    // the process leaves.
+    let copy = dir.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for entry in std::fs::read_dir(dir.path().join("map")).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "LOCK" {
+            std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
+    }
+    let copy = RocksMap::open(&copy, false).unwrap();
+    assert_eq!(collect(&copy, b"", b"\xff").len(), 100);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 30, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_maps_agree(batches in prop::collection::vec(
+        prop::collection::vec((0u8..3, 0u8..40, 0u8..40), 1..10), 1..12))
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let rocks = RocksMap::open(dir.path(), true).unwrap();
+        let mem = MemMap::new();
+        let mut model: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        for changes in batches {
+            let mut batch = Batch::default();
+            for (kind, a, b) in changes {
+                match kind {
+                    0 => {
+                        put(&mut batch, &[a], &[b]);
+                        model.insert(vec![a], vec![b]);
+                    }
+                    1 => {
+                        batch.delete(vec![a]);
+                        model.remove(&vec![a]);
+                    }
+                    _ => {
+                        let (from, to) = (a.min(b), a.max(b));
+                        batch.delete_range(vec![from], vec![to]);
+                        model.retain(|k, _| k[0] < from || k[0] >= to);
+                    }
+                }
+            }
+            rocks.commit(&batch).unwrap();
+            mem.commit(&batch).unwrap();
+            let want: Vec<_> = model.clone().into_iter().collect();
+            prop_assert_eq!(&collect(&rocks, b"", b"\xff"), &want);
+            prop_assert_eq!(&collect(&mem, b"", b"\xff"), &want);
+        }
+    }
+}
