@@ -17,8 +17,8 @@ postgres_bin() {
 # Debian's and Ubuntu's packages for whatever of this is missing.
 missing_packages() {
   command -v c++ >/dev/null && command -v make >/dev/null || echo build-essential
-  # RocksDB's bindings are generated with it.
-  compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || ldconfig -p 2>/dev/null | grep -q 'libclang' || echo libclang-dev
+  # RocksDB's bindings are generated with it. (libclang-cpp is another library.)
+  compgen -G '/usr/lib/llvm-*/lib/libclang.so*' >/dev/null || ldconfig -p 2>/dev/null | grep -qE 'libclang(-[0-9.]+)?\.so' || echo libclang-dev
   command -v fusermount3 >/dev/null || echo fuse3
   [ -n "$(postgres_bin)" ] && command -v pgbench >/dev/null && command -v psql >/dev/null || echo postgresql
 }
