@@ -18,14 +18,19 @@ pub fn pids() -> Vec<i32> {
     entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Whether the process runs: a zombie does not.
+/// Whether the process runs: a zombie does not, unless threads of it are still
+/// on their way out. Until the last has gone, its files are open.
 pub fn alive(pid: i32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };
     // The name in parentheses may hold anything, so look behind the last one.
     let state = stat.rfind(')').and_then(|at| stat[at + 1..].trim_start().chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
+    match state {
+        None | Some('X') => false,
+        Some('Z') => fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1),
+        Some(_) => true,
+    }
 }
 
 /// Its current directory, where it may be read.
