@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::is_root;
-use super::process::{in_path, run};
+use super::process::{in_path, run, users_of};
 use super::scratch::Scratch;
 
 /// A small ext4 of its own, in a file.
@@ -39,10 +39,18 @@ impl SmallDisk {
         self.at.join(name)
     }
 
-    /// Makes it read-only, or writable again.
+    /// Makes it read-only, or writable again. Whatever the machine does with a new disk may take a moment to end; who
+    /// keeps it busy for longer is named.
     #[track_caller]
     pub fn remount(&self, how: &str) {
-        run(Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&self.at)).expect_ok();
+        let remount = || run(Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&self.at));
+        let mut done = remount();
+        let given_up = std::time::Instant::now() + std::time::Duration::from_secs(15);
+        while !done.ok() && std::time::Instant::now() < given_up {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            done = remount();
+        }
+        assert!(done.ok(), "{}; in use by {:?}", done.report(), users_of(&self.at));
     }
 
     /// Bytes that are free.

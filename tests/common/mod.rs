@@ -61,6 +61,21 @@ pub fn turn_on_a_mount() -> Option<MutexGuard<'static, ()>> {
     turn_on_postgres()
 }
 
+/// Ends the test as skipped unless an ordinary user can mount here.
+pub fn ordinary_users_mount() -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata("/dev/fuse").map(|device| device.permissions().mode());
+    if !mode.is_ok_and(|mode| mode & 0o006 == 0o006) {
+        skipped("/dev/fuse is closed to ordinary users (chmod 666 /dev/fuse, as distributions have it)");
+        return false;
+    }
+    if process::in_path("fusermount3").is_none() {
+        skipped("no fusermount3");
+        return false;
+    }
+    true
+}
+
 /// Ends the test as skipped unless PostgreSQL is there.
 pub fn turn_on_postgres() -> Option<MutexGuard<'static, ()>> {
     if let Err(why) = pg::Postgres::find() {

@@ -112,3 +112,19 @@ pub fn is_executable(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
+
+/// The processes that have a file below `dir` open, for messages: their number, name and the file.
+pub fn users_of(dir: &std::path::Path) -> Vec<String> {
+    let mut users = Vec::new();
+    for process in std::fs::read_dir("/proc").expect("read /proc").flatten() {
+        let Ok(open) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        for file in open.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok()) {
+            if file.starts_with(dir) {
+                let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+                let pid = process.file_name().to_string_lossy().into_owned();
+                users.push(format!("{pid} {} {}", name.trim(), file.display()));
+            }
+        }
+    }
+    users
+}

@@ -4,7 +4,7 @@ use crate::common::pg::Postgres;
 use crate::common::process::{is_alive, run};
 use crate::common::scratch::mount_type;
 use crate::common::store::{QUIET, Store, number, text};
-use crate::common::{skipped, turn_on_a_mount};
+use crate::common::{ordinary_users_mount, turn_on_a_mount};
 
 /// create, start, psql, fork of a running parent, independence, stop and start, fork of a fork of a fork, removal of
 /// each parent before its children.
@@ -22,8 +22,8 @@ fn a_family_of_forks_as_an_ordinary_user() {
     let Some(_turn) = turn_on_a_mount() else {
         return;
     };
-    if crate::common::process::in_path("fusermount3").is_none() {
-        return skipped("no fusermount3");
+    if !ordinary_users_mount() {
+        return;
     }
     family(&Store::new_unprivileged());
 }

@@ -13,6 +13,10 @@ use crate::proc;
 use crate::protocol::{ForkRow, Request};
 use crate::report::UmountReport;
 
+/// How long a daemon that has closed its store may take to be gone. A slow
+/// disk can hold a thread of it.
+const LAST_BREATH: Duration = Duration::from_secs(30);
+
 /// Unmounts the store.
 pub fn run(context: &Context, args: &Umount) -> Result<()> {
     context.paths.check()?;
@@ -51,6 +55,8 @@ fn end(context: &Context, args: &Umount, mut client: Client) -> Result<()> {
     client.call::<()>(&Request::Shutdown { force: args.force })?;
     // It replies when the store is closed, and then has its files open for a
     // moment more: the disk is to be free when this returns.
-    proc::wait_until(Duration::from_secs(5), || !proc::alive(daemon));
+    if !proc::wait_until(LAST_BREATH, || !proc::alive(daemon)) {
+        context.ui.warn(format!("the store is closed, but its daemon (process {daemon}) has not ended yet"));
+    }
     context.ui.print(&UmountReport { mountpoint, was_mounted: true, stopped })
 }
