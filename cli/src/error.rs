@@ -221,8 +221,10 @@ impl From<pgcowfs::Error> for Error {
             ),
             Core::NoSpace => Error::new(Kind::Storage, message)
                 .hint("free some space on it, for instance with `pgcowfs rm FORK`; nothing is lost"),
-            Core::Poisoned(..) | Core::Damaged(_) | Core::Map(_) => Error::new(Kind::Storage, message)
-                .hint("look at the store's daemon.log and the kernel's log for errors of the disk"),
+            Core::Poisoned(..) | Core::FlushFailed(_) | Core::Damaged(_) | Core::Map(_) => {
+                Error::new(Kind::Storage, message)
+                    .hint("look at the store's daemon.log and the kernel's log for errors of the disk")
+            }
             Core::Io { context, source } => Error::io(context, &source),
             Core::NotFound
             | Core::Exists

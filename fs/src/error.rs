@@ -55,6 +55,10 @@ pub enum Error {
     /// A flush of this fork failed earlier; nothing more is accepted from it.
     #[error("fork {0:?} stopped after a failed flush: {1}")]
     Poisoned(String, String),
+    /// A host file of which an earlier flush has failed: nobody knows what of
+    /// it is on the disk.
+    #[error("an earlier flush failed: {0}")]
+    FlushFailed(String),
     /// Stored bytes that are not what was written.
     #[error("damaged: {0}")]
     Damaged(String),
@@ -145,6 +149,7 @@ impl Error {
             Error::NoSpace => libc::ENOSPC,
             Error::StoreBusy { .. } => libc::EBUSY,
             Error::Poisoned(..)
+            | Error::FlushFailed(_)
             | Error::Damaged(_)
             | Error::BaseChanged { .. }
             | Error::Io { .. }

@@ -22,12 +22,14 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
 use crate::block::{BLOCK_BYTES, BLOCK_SIZE, BlockNo};
 use crate::class::Class;
 use crate::delta::RESERVE_BYTES;
+use crate::delta::flush::FlushState;
 use crate::device::{Device, DeviceFile};
 use crate::error::{Error, Result};
 use crate::ids::LayerId;
@@ -59,10 +61,18 @@ pub struct HostFiles {
     table: Mutex<HashMap<u64, Known>>,
     /// Patterned files that wait for a use.
     spares: Mutex<Vec<Arc<HostFile>>>,
-    refilling: AtomicBool,
+    refill: Mutex<Refill>,
     /// Files were made whose names are not durable yet.
     new_names: Mutex<bool>,
     pattern: [u8; SECTOR],
+}
+
+/// The thread that makes spare files.
+#[derive(Default)]
+struct Refill {
+    thread: Option<JoinHandle<()>>,
+    /// The store is being closed: no more of them.
+    closed: bool,
 }
 
 #[derive(Default)]
@@ -78,7 +88,7 @@ pub struct HostFile {
     owner: Weak<HostFiles>,
     file: OnceLock<Arc<dyn DeviceFile>>,
     unflushed: AtomicBool,
-    flushing: Mutex<()>,
+    flushing: FlushState,
     /// Bytes from the start that have space on the host.
     room: AtomicU64,
     growing: Mutex<()>,
@@ -105,7 +115,7 @@ impl HostFiles {
             next,
             table: Mutex::default(),
             spares: Mutex::default(),
-            refilling: AtomicBool::new(false),
+            refill: Mutex::default(),
             new_names: Mutex::new(false),
             pattern,
         })
@@ -219,11 +229,13 @@ impl HostFiles {
     /// Makes spare files ready in the background, after a fork has shown that
     /// they are needed.
     pub fn refill_spares(self: &Arc<Self>) {
-        if self.spares.lock().len() >= SPARES || self.refilling.swap(true, Ordering::SeqCst) {
+        let mut refill = self.refill.lock();
+        let busy = refill.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        if busy || refill.closed || self.spares.lock().len() >= SPARES {
             return;
         }
         let files = self.clone();
-        std::thread::spawn(move || {
+        refill.thread = Some(std::thread::spawn(move || {
             while files.spares.lock().len() < SPARES {
                 match files.make_patterned(WAL_CHUNK_BLOCKS) {
                     Ok(spare) => files.spares.lock().push(spare),
@@ -234,12 +246,20 @@ impl HostFiles {
                     }
                 }
             }
-            files.refilling.store(false, Ordering::SeqCst);
-        });
+        }));
     }
 
-    /// Drops the spare files.
-    pub fn drop_spares(&self) {
+    /// Drops the spare files, and makes no more. When it returns, nobody writes
+    /// to a file that the next one to open the store might give its number to.
+    pub fn close(&self) {
+        let thread = {
+            let mut refill = self.refill.lock();
+            refill.closed = true;
+            refill.thread.take()
+        };
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            log::error!("the thread that makes spare WAL files has panicked");
+        }
         self.spares.lock().clear();
     }
 
@@ -255,7 +275,7 @@ impl HostFile {
             owner: Arc::downgrade(owner),
             file: OnceLock::new(),
             unflushed: AtomicBool::new(false),
-            flushing: Mutex::new(()),
+            flushing: FlushState::default(),
             room: AtomicU64::new(0),
             growing: Mutex::new(()),
         })
@@ -280,6 +300,11 @@ impl HostFile {
     /// Fills `buf` from `offset`; zeros beyond the end.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.file()?.read_at(buf, offset).map_err(|e| self.error("reading", e))
+    }
+
+    /// Its length in bytes.
+    fn len(&self) -> Result<u64> {
+        self.file()?.len().map_err(|e| self.error("measuring", e))
     }
 
     /// Writes; fails with [`Error::NoSpace`] before the reserve is touched.
@@ -313,16 +338,12 @@ impl HostFile {
 
     /// Makes everything written durable.
     pub fn flush(&self) -> Result<()> {
-        // One at a time: who finds nothing to do must know that it is durable,
-        // not on its way.
-        let _one = self.flushing.lock();
-        if self.unflushed.swap(false, Ordering::SeqCst)
-            && let Err(e) = self.file()?.flush()
-        {
-            self.unflushed.store(true, Ordering::SeqCst);
-            return Err(self.error("flushing", e));
-        }
-        Ok(())
+        // Not `Error::io`: whatever a flush reports, what was written may be
+        // lost, also when the host calls it a full disk.
+        self.flushing.flush(&self.unflushed, || {
+            let context = || format!("flushing host file {}", name(self.id));
+            self.file()?.flush().map_err(|source| Error::Io { context: context(), source })
+        })
     }
 }
 
@@ -468,6 +489,12 @@ impl Extents {
         let in_chunk = self.chunk_blocks - block % self.chunk_blocks;
         let together = (run.end() - block).min(in_chunk);
         Some((run.source.clone(), self.offset_in(&run.source, block), together))
+    }
+
+    /// Whether `block` is read from the host file of `top`.
+    fn lies_in(&self, top: &Top, block: BlockNo) -> bool {
+        let source = self.run_at(block).map(|run| &run.source);
+        matches!(source, Some(Source::Host(host)) if host.id == top.host.id)
     }
 
     /// The first block at or after `block` that has a place, or has none.
@@ -621,40 +648,99 @@ impl Extents {
 /// Reads a block into a page from where the extents have it.
 pub type ReadBelow<'a> = dyn Fn(&Extents, BlockNo, &mut [u8]) -> Result<()> + 'a;
 
+/// What [`resolve_after_crash`] did.
+#[derive(Default)]
+pub struct Resolved {
+    /// Blocks were found that no record knew of.
+    pub found: bool,
+    /// Host files that were written to, and not flushed.
+    pub written: Vec<Arc<HostFile>>,
+}
+
 /// After a crash: finds the blocks of patterned host files that had been
 /// written since the record was made, and completes those of which only some
-/// sectors had. `below` reads a block as it was before.
-pub fn resolve_after_crash(extents: &mut Extents, files: &HostFiles, below: &ReadBelow<'_>) -> Result<bool> {
-    let mut changed = false;
+/// sectors had. `below` reads a block as it was before. What was written beyond
+/// `size`, the file's length in bytes as it is durable, is zeroed: it must not
+/// show when the file grows again.
+pub fn resolve_after_crash(
+    extents: &mut Extents,
+    size: u64,
+    files: &HostFiles,
+    below: &ReadBelow<'_>,
+) -> Result<Resolved> {
+    let mut resolved = Resolved::default();
     for top in extents.tops.clone() {
         let first = top.chunk * extents.chunk_blocks;
-        let mut page = [0; BLOCK_SIZE];
+        let mut written = false;
         for block in first..first + top.patterned {
-            let here = |run: &Run| matches!(&run.source, Source::Host(h) if h.id == top.host.id);
-            let recorded = extents.run_at(block).is_some_and(here);
-            let offset = u64::from(block - first) * BLOCK_BYTES;
-            top.host.read(&mut page, offset)?;
-            let unwritten = page.chunks_exact(SECTOR).filter(|s| files.is_pattern(s)).count();
-            if unwritten == page.len() / SECTOR {
-                continue;
-            }
-            if unwritten > 0 {
-                let mut old = [0; BLOCK_SIZE];
-                if !recorded {
-                    below(extents, block, &mut old)?;
-                }
-                for (sector, was) in page.chunks_exact_mut(SECTOR).zip(old.chunks_exact(SECTOR)) {
-                    if files.is_pattern(sector) {
-                        sector.copy_from_slice(was);
-                    }
-                }
-                top.host.write(&page, offset)?;
-            }
-            if !recorded {
-                extents.place(block, 1, Source::Host(top.host.clone()));
-                changed = true;
-            }
+            written |= resolve_block(extents, &top, block, files, below, &mut resolved.found)?;
+        }
+        written |= zero_beyond(extents, &top, size)?;
+        if written {
+            resolved.written.push(top.host);
         }
     }
-    Ok(changed)
+    Ok(resolved)
+}
+
+/// One block of a patterned host file; whether it was written to.
+fn resolve_block(
+    extents: &mut Extents,
+    top: &Top,
+    block: BlockNo,
+    files: &HostFiles,
+    below: &ReadBelow<'_>,
+    found: &mut bool,
+) -> Result<bool> {
+    let recorded = extents.lies_in(top, block);
+    let offset = u64::from(block % extents.chunk_blocks) * BLOCK_BYTES;
+    let mut page = [0; BLOCK_SIZE];
+    top.host.read(&mut page, offset)?;
+    let unwritten = page.chunks_exact(SECTOR).filter(|s| files.is_pattern(s)).count();
+    if unwritten == page.len() / SECTOR {
+        return Ok(false);
+    }
+    if unwritten > 0 {
+        let mut old = [0; BLOCK_SIZE];
+        if !recorded {
+            below(extents, block, &mut old)?;
+        }
+        for (sector, was) in page.chunks_exact_mut(SECTOR).zip(old.chunks_exact(SECTOR)) {
+            if files.is_pattern(sector) {
+                sector.copy_from_slice(was);
+            }
+        }
+        top.host.write(&page, offset)?;
+    }
+    if !recorded {
+        extents.place(block, 1, Source::Host(top.host.clone()));
+        *found = true;
+    }
+    Ok(unwritten > 0)
+}
+
+/// Zeroes what a top holds beyond `size` bytes of the file; whether there was
+/// anything.
+fn zero_beyond(extents: &Extents, top: &Top, size: u64) -> Result<bool> {
+    let start = u64::from(top.chunk * extents.chunk_blocks) * BLOCK_BYTES;
+    let chunk_end = start + u64::from(extents.chunk_blocks) * BLOCK_BYTES;
+    let end = chunk_end.min(start + top.host.len()?);
+    let mut at = size.max(start);
+    let mut written = false;
+    let mut page = [0; BLOCK_SIZE];
+    while at < end {
+        let block = (at / BLOCK_BYTES) as BlockNo;
+        let next = end.min((u64::from(block) + 1) * BLOCK_BYTES);
+        let bytes = &mut page[..(next - at) as usize];
+        if extents.lies_in(top, block) {
+            top.host.read(bytes, at - start)?;
+            if bytes.iter().any(|b| *b != 0) {
+                bytes.fill(0);
+                top.host.write(bytes, at - start)?;
+                written = true;
+            }
+        }
+        at = next;
+    }
+    Ok(written)
 }

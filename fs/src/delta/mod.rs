@@ -6,6 +6,7 @@
 //! A slot that a durable map may refer to is never written again before that
 //! reference is gone for good ([`space`], [`grace`]).
 
+pub mod flush;
 pub mod grace;
 pub mod space;
 
@@ -20,6 +21,7 @@ use crate::device::{Device, DeviceFile, DirectBuf};
 use crate::error::{Error, Result};
 use crate::ids::FileId;
 use crate::map::schema::Slot;
+use flush::FlushState;
 use space::SlotSpace;
 
 /// The largest single write to the host.
@@ -42,7 +44,7 @@ pub struct Delta {
     dirty_bytes: AtomicU64,
     /// Data written since the last flush of the host file.
     unflushed: AtomicBool,
-    flushing: Mutex<()>,
+    flushing: FlushState,
     /// Held by the one who writes: two writes of one slot stay in order.
     writer: Mutex<Option<DirectBuf>>,
     space: Mutex<SlotSpace>,
@@ -68,7 +70,7 @@ impl Delta {
             dirty: Mutex::default(),
             dirty_bytes: AtomicU64::new(0),
             unflushed: AtomicBool::new(false),
-            flushing: Mutex::new(()),
+            flushing: FlushState::default(),
             writer: Mutex::new(None),
             space: Mutex::default(),
             commit: Mutex::new(()),
@@ -84,25 +86,19 @@ impl Delta {
         Ok(self.file.get_or_init(|| file))
     }
 
-    /// The host file for writing: made, with a durable name, if there is none.
+    /// The host file for writing: made if there is none, and its name durable.
     fn file_for_growth(&self) -> Result<&Arc<dyn DeviceFile>> {
-        if self.file.get().is_none() && self.space_is_empty_on_host()? {
-            let file = self
-                .device
-                .open(&file_name(self.id), true)
-                .and_then(|f| self.device.flush_names().map(|()| f))
-                .map_err(|e| self.error("making", e))?;
-            return Ok(self.file.get_or_init(|| file));
+        if let Some(file) = self.file.get() {
+            return Ok(file);
         }
-        self.file()
-    }
-
-    fn space_is_empty_on_host(&self) -> Result<bool> {
-        match self.device.open(&file_name(self.id), false) {
-            Ok(_) => Ok(false),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(true),
-            Err(e) => Err(self.error("opening", e)),
-        }
+        // The name is flushed also if the file is there: an earlier try may
+        // have got only that far.
+        let file = self
+            .device
+            .open(&file_name(self.id), true)
+            .and_then(|f| self.device.flush_names().map(|()| f))
+            .map_err(|e| self.error("making", e))?;
+        Ok(self.file.get_or_init(|| file))
     }
 
     fn error(&self, verb: &str, e: std::io::Error) -> Error {
@@ -229,13 +225,13 @@ impl Delta {
     /// Makes all pages placed so far durable.
     pub fn flush(&self) -> Result<()> {
         self.write_out()?;
-        // One at a time: who finds nothing to do must know that it is durable,
-        // not on its way.
-        let _one = self.flushing.lock();
-        if self.unflushed.swap(false, Ordering::SeqCst) {
-            self.file()?.flush().map_err(|e| self.error("flushing", e))?;
-        }
-        Ok(())
+        self.flushing.flush(&self.unflushed, || self.file()?.flush().map_err(|e| self.flush_error(e)))
+    }
+
+    /// Not [`Error::io`]: whatever a flush reports, what was written may be
+    /// lost, also when the host calls it a full disk.
+    fn flush_error(&self, source: std::io::Error) -> Error {
+        Error::Io { context: format!("flushing delta file {}", file_name(self.id)), source }
     }
 
     /// Removes the host file.

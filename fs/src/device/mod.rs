@@ -5,6 +5,7 @@
 //! loses, tears and reorders what was not flushed.
 
 pub mod mem;
+pub mod power;
 
 use std::fs::{File, OpenOptions};
 use std::io;

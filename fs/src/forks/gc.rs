@@ -211,9 +211,14 @@ impl Store {
     /// One round of the writing thread.
     pub(super) fn write_back(background: &Arc<Background>, store: &Store) {
         for look in 0..WRITE_BACK_IDLE_LOOKS {
-            std::thread::sleep(WRITE_BACK_INTERVAL);
-            if background.state.lock().stop {
-                return;
+            {
+                let mut work = background.state.lock();
+                if !work.stop {
+                    background.wake.wait_for(&mut work, WRITE_BACK_INTERVAL);
+                }
+                if work.stop {
+                    return;
+                }
             }
             let enough = if look == 0 { 1 } else { WRITE_BACK_BYTES };
             for fork in store.loaded() {

@@ -298,11 +298,14 @@ impl Store {
             extra.put(parent_record.encode());
             extra.put(child_record.encode());
             extra.put(above_record.encode());
-            let parents: Vec<&Unit> = backlog.units.iter().collect();
-            parent.flush_units(&parents)?;
-            fork.flush_units(&[&child_unit])?;
             let all: Vec<&Unit> = backlog.units.iter().chain([&child_unit]).collect();
-            let map_bytes = self.core.commit_units(&all, extra)?;
+            let (parents, own) = all.split_at(backlog.units.len());
+            fork.flush_units(own)?;
+            // A failure here is the parent's: it has acknowledged what may be
+            // lost now.
+            let failed = |e: &Error| parent.poison_unless_full(e);
+            parent.flush_units(parents).inspect_err(failed)?;
+            let map_bytes = self.core.commit_units(&all, extra).inspect_err(failed)?;
             fork.committed.store(child_unit.seq, Ordering::SeqCst);
             Ok(map_bytes)
         });

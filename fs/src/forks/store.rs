@@ -18,13 +18,13 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::block::BLOCK_BYTES;
+use crate::block::{BLOCK_BYTES, BlockNo};
 use crate::delta;
 use crate::delta::grace::Grace;
 use crate::device::{self, Device, HostDevice};
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ForkId, LayerId};
-use crate::inplace::{HostFiles, Source, resolve_after_crash};
+use crate::inplace::{Extents, HostFiles, Source, resolve_after_crash};
 use crate::layer::{Body, State, load};
 use crate::map::rocks::RocksMap;
 use crate::map::schema::{
@@ -436,22 +436,24 @@ impl Store {
         };
         for file in files {
             let Ok(inode) = head.inode_mut(file) else { continue };
-            let Body::InPlace(extents, base) = &mut inode.body else { continue };
-            let base = base.clone();
-            let changed =
-                resolve_after_crash(Arc::make_mut(extents), &self.core.hosts, &|extents, block, page| {
-                    match extents.find(block) {
-                        Some((Source::Host(host), offset, _)) => host.read(page, offset),
-                        Some((Source::Base, offset, _)) => match &base {
-                            Some(base) => base.read((offset / BLOCK_BYTES) as u32, page),
-                            None => Ok(()),
-                        },
-                        None => Ok(()),
-                    }
-                })?;
-            if changed {
+            let Body::InPlace(_, base) = &inode.body else { continue };
+            let (base, size) = (base.clone(), inode.size);
+            let below = |extents: &Extents, block: BlockNo, page: &mut [u8]| match extents.find(block) {
+                Some((Source::Host(host), offset, _)) => host.read(page, offset),
+                Some((Source::Base, offset, _)) => match &base {
+                    Some(base) => base.read((offset / BLOCK_BYTES) as u32, page),
+                    None => Ok(()),
+                },
+                None => Ok(()),
+            };
+            let Body::InPlace(extents, _) = &mut inode.body else { continue };
+            let resolved = resolve_after_crash(Arc::make_mut(extents), size, &self.core.hosts, &below)?;
+            if resolved.found {
                 head.changed(file);
             }
+            // A record that names what was completed here must not become
+            // durable before it is.
+            head.pending.hosts.extend(resolved.written.into_iter().map(|host| (host.id, host)));
         }
         Ok(())
     }
@@ -512,7 +514,7 @@ impl Store {
                 first = first.and(Err(e));
             }
         }
-        self.core.hosts.drop_spares();
+        self.core.hosts.close();
         let mut batch = Batch::default();
         batch.put(self.core.ids.used().encode());
         first = first.and(self.core.map.commit(&batch));

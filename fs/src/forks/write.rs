@@ -9,7 +9,7 @@ use crate::class::Class;
 use crate::delta::Delta;
 use crate::error::{Error, Result};
 use crate::ids::FileId;
-use crate::inplace::HostFile;
+use crate::inplace::{HostFile, chunk_blocks};
 use crate::layer::tree::Entry;
 use crate::layer::{Body, PageTable, Pages, Place, Table};
 use crate::map::schema::Slot;
@@ -284,7 +284,6 @@ impl Fork {
         // A fork waits until no write is on its way to a host file, so that the
         // file's contents are those of one instant.
         let _gate = self.gate.read();
-        let mut touched: Option<Arc<HostFile>> = None;
         let mut at = 0;
         while at < data.len() {
             let here = offset + at as u64;
@@ -295,14 +294,14 @@ impl Fork {
                 let layer = head.owner_layer(file);
                 head.extents(file)?.in_place(layer, block)
             };
-            let host = match direct {
+            match direct {
                 Some((host, place)) => {
                     // As far as the blocks lie in place together.
                     let run = self.in_place_run(file, block, data.len() - at + within)?;
                     let n = (run as usize * BLOCK_SIZE - within).min(data.len() - at);
                     host.write(&data[at..at + n], place + within as u64)?;
+                    self.head_mut()?.unflushed(file, host)?;
                     at += n;
-                    host
                 }
                 None => {
                     let (host, place, in_place) = self.writable_chunk(file, block)?;
@@ -317,19 +316,13 @@ impl Fork {
                         page[within..within + n].copy_from_slice(&data[at..at + n]);
                         host.write(&page[..], place)?;
                     }
+                    // In one step: a commit that records the block flushes it.
                     let mut head = self.head_mut()?;
                     let layer = head.owner_layer(file);
                     head.extents_mut(file)?.written(layer, block);
+                    head.unflushed(file, host)?;
                     at += n;
-                    host
                 }
-            };
-            if touched.as_ref().is_none_or(|t| t.id != host.id) {
-                let mut head = self.head_mut()?;
-                if head.inode(file)?.class == Class::Wal && !head.is_orphan(file) {
-                    head.pending.hosts.insert(host.id, host.clone());
-                }
-                touched = Some(host);
             }
         }
         let mut head = self.head_mut()?;
@@ -404,6 +397,15 @@ impl Head {
         }
     }
 
+    /// Notes that a host file of `file` was written to. Scratch and files
+    /// without a name are in no commit.
+    fn unflushed(&mut self, file: FileId, host: Arc<HostFile>) -> Result<()> {
+        if self.inode(file)?.class == Class::Wal && !self.is_orphan(file) {
+            self.pending.hosts.insert(host.id, host);
+        }
+        Ok(())
+    }
+
     pub(super) fn extents(&self, file: FileId) -> Result<&crate::inplace::Extents> {
         match &self.inode(file)?.body {
             Body::InPlace(extents, _) => Ok(extents),
@@ -455,20 +457,8 @@ impl Fork {
         } else {
             None
         };
-        let in_place = matches!(self.head()?.inode(file)?.body, Body::InPlace(..));
-        if in_place {
-            let gate = self.gate.read();
-            let mut head = self.head_mut()?;
-            head.extents_mut(file)?.truncate(if within > 0 { keep - 1 } else { keep });
-            head.set_size(file, size)?;
-            head.changed(file);
-            head.stamp(file)?;
-            drop(head);
-            drop(gate);
-            if let Some(page) = tail {
-                self.write_in_place(file, u64::from(keep - 1) * BLOCK_BYTES, &page[..within], size)?;
-            }
-            return Ok(());
+        if matches!(self.head()?.inode(file)?.body, Body::InPlace(..)) {
+            return self.cut_in_place(file, size, tail);
         }
         let delta = self.delta()?;
         let mut head = self.head_mut()?;
@@ -478,6 +468,42 @@ impl Fork {
         }
         self.clear(&mut head, file, keep, u32::MAX)?;
         head.set_size(file, size)?;
+        head.stamp(file)
+    }
+
+    /// Cuts an in-place file down to `size` bytes, `tail` being what its last
+    /// block has to be if that is not a whole one. Old blocks of a WAL segment
+    /// must not be taken for new ones after a crash, so it goes on in a new host
+    /// file; all that can fail comes first.
+    fn cut_in_place(&self, file: FileId, size: u64, tail: Option<Box<Page>>) -> Result<()> {
+        let keep = (size / BLOCK_BYTES) as BlockNo;
+        let class = self.head()?.inode(file)?.class;
+        let mut tail_host = None;
+        if let Some(page) = tail {
+            let before = keep % chunk_blocks(class);
+            match (class, before) {
+                // Scratch stays where it is.
+                (Class::Scratch, _) => {
+                    self.write_in_place(file, u64::from(keep) * BLOCK_BYTES, &page[..], size)?;
+                }
+                (_, 0) => tail_host = Some((self.core.hosts.create()?, before)),
+                _ => tail_host = Some((self.core.hosts.create_patterned(before)?, before)),
+            }
+            if let Some((host, _)) = &tail_host {
+                host.write(&page[..], u64::from(before) * BLOCK_BYTES)?;
+            }
+        }
+        let _gate = self.gate.read();
+        let mut head = self.head_mut()?;
+        let layer = head.owner_layer(file);
+        let extents = head.extents_mut(file)?;
+        extents.truncate(if class == Class::Wal { keep } else { blocks_for(size) });
+        if let Some((host, before)) = tail_host {
+            extents.add_top(layer, keep, host.clone(), before);
+            head.unflushed(file, host)?;
+        }
+        head.set_size(file, size)?;
+        head.changed(file);
         head.stamp(file)
     }
 

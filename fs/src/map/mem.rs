@@ -1,20 +1,22 @@
 //! A map in memory that can crash: the twin of the real one for tests.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use parking_lot::Mutex;
 
 use super::{Batch, Change, Map, Visit};
+use crate::device::power::{Point, Power};
 use crate::error::{Error, Result};
 
-type Records = BTreeMap<Vec<u8>, Vec<u8>>;
+type Records = OrdMap<Vec<u8>, Vec<u8>>;
 
 /// Records in memory. Clones share them, so that a test can keep the contents
 /// over a "crash" of the store that used them.
 #[derive(Clone, Default)]
 pub struct MemMap {
     inner: Arc<Mutex<Inner>>,
+    power: Power,
 }
 
 #[derive(Default)]
@@ -31,6 +33,11 @@ impl MemMap {
         Self::default()
     }
 
+    /// An empty map that loses power with devices.
+    pub fn on(power: &Power) -> Self {
+        MemMap { power: power.clone(), ..MemMap::default() }
+    }
+
     /// Batches committed so far.
     pub fn commits(&self) -> u64 {
         self.inner.lock().commits
@@ -45,8 +52,14 @@ impl MemMap {
     /// A separate map with the records as they are now: what a crash at this
     /// moment leaves.
     pub fn crash_image(&self) -> MemMap {
+        self.crash_image_on(&Power::default())
+    }
+
+    /// The same, on a power supply of its own.
+    pub fn crash_image_on(&self, power: &Power) -> MemMap {
         let records = self.inner.lock().records.clone();
-        MemMap { inner: Arc::new(Mutex::new(Inner { records, ..Inner::default() })) }
+        let inner = Inner { records, ..Inner::default() };
+        MemMap { inner: Arc::new(Mutex::new(inner)), power: power.clone() }
     }
 }
 
@@ -72,6 +85,17 @@ impl Map for MemMap {
     }
 
     fn commit(&self, batch: &Batch) -> Result<()> {
+        let changed = self.power.change(Point::Commit, || Ok(self.apply(batch)));
+        changed.map_err(|e| Error::io("commit", e))?
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl MemMap {
+    fn apply(&self, batch: &Batch) -> Result<()> {
         let mut inner = self.inner.lock();
         if let Some(left) = &mut inner.budget {
             if *left == 0 {
@@ -87,16 +111,17 @@ impl Map for MemMap {
                 Change::Delete(key) => {
                     inner.records.remove(key);
                 }
+                Change::DeleteRange(start, end) if start >= end => {}
                 Change::DeleteRange(start, end) => {
-                    inner.records.retain(|key, _| key < start || key >= end);
+                    let keys: Vec<_> =
+                        inner.records.range(start.clone()..end.clone()).map(|(key, _)| key.clone()).collect();
+                    for key in keys {
+                        inner.records.remove(&key);
+                    }
                 }
             }
         }
         inner.commits += 1;
-        Ok(())
-    }
-
-    fn close(&self) -> Result<()> {
         Ok(())
     }
 }

@@ -1,0 +1,528 @@
+//! A store in memory beside its model.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pgcowfs::device::mem::MemDevice;
+use pgcowfs::device::power::Power;
+use pgcowfs::forks::Parts;
+use pgcowfs::map::mem::MemMap;
+use pgcowfs::{Error, FileId, Fork, Make, Options, RenameMode, SetAttr, Store};
+use proptest::prelude::*;
+
+use super::files::{B, DIRS, Files, Moments, NAMES, WAL_NAMES, find, moment_of};
+
+/// An operation; numbers choose among what is there.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Write {
+        fork: u8,
+        name: u8,
+        offset: u64,
+        len: u64,
+        byte: u8,
+    },
+    Truncate {
+        fork: u8,
+        name: u8,
+        size: u64,
+    },
+    Allocate {
+        fork: u8,
+        name: u8,
+        offset: u64,
+        len: u64,
+    },
+    Punch {
+        fork: u8,
+        name: u8,
+        offset: u64,
+        len: u64,
+    },
+    Copy {
+        fork: u8,
+        from: u8,
+        to: u8,
+        from_block: u64,
+        to_block: u64,
+        len: u64,
+    },
+    Unlink {
+        fork: u8,
+        name: u8,
+    },
+    Rename {
+        fork: u8,
+        from: u8,
+        to: u8,
+    },
+    Link {
+        fork: u8,
+        from: u8,
+        to: u8,
+    },
+    SyncFile {
+        fork: u8,
+        name: u8,
+        data_only: bool,
+    },
+    Sync {
+        fork: u8,
+    },
+    Fork {
+        parent: u8,
+    },
+    Remove {
+        fork: u8,
+    },
+    Restart,
+    /// The daemon dies: what it wrote to its files is there.
+    Kill,
+    /// Power is lost: what it did not flush is there or not, by sectors.
+    Crash,
+}
+
+/// Anything.
+pub fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        28 => living_op(),
+        1 => Just(Op::Kill),
+        2 => Just(Op::Crash),
+    ]
+}
+
+/// Anything that does not end the store it works on.
+pub fn living_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        16 => file_op(0..NAMES.len() as u8),
+        // Those in place are few, and have the most to go wrong.
+        8 => file_op(WAL_NAMES),
+        3 => (0u8..8).prop_map(|parent| Op::Fork { parent }),
+        1 => (0u8..8).prop_map(|fork| Op::Remove { fork }),
+        1 => Just(Op::Restart),
+    ]
+}
+
+/// WAL files, forks, and every way for a store to end.
+pub fn wal_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        12 => file_op(WAL_NAMES),
+        4 => (0u8..8).prop_map(|parent| Op::Fork { parent }),
+        1 => (0u8..8).prop_map(|fork| Op::Remove { fork }),
+        1 => Just(Op::Restart),
+        1 => Just(Op::Kill),
+        2 => Just(Op::Crash),
+    ]
+}
+
+fn file_op(names: std::ops::Range<u8>) -> impl Strategy<Value = Op> {
+    let fork = 0u8..8;
+    let name = names;
+    let offset = prop_oneof![(0u64..12).prop_map(|b| b * B), 0u64..12 * B];
+    let len = prop_oneof![(1u64..4).prop_map(|b| b * B), 1u64..3 * B, 1u64..600];
+    prop_oneof![
+        12 => (fork.clone(), name.clone(), offset.clone(), len.clone(), 1u8..255)
+            .prop_map(|(fork, name, offset, len, byte)| Op::Write { fork, name, offset, len, byte }),
+        2 => (fork.clone(), name.clone(), offset.clone())
+            .prop_map(|(fork, name, size)| Op::Truncate { fork, name, size }),
+        1 => (fork.clone(), name.clone(), offset.clone(), len.clone())
+            .prop_map(|(fork, name, offset, len)| Op::Allocate { fork, name, offset, len }),
+        1 => (fork.clone(), name.clone(), offset.clone(), len.clone())
+            .prop_map(|(fork, name, offset, len)| Op::Punch { fork, name, offset, len }),
+        2 => (fork.clone(), name.clone(), name.clone(), 0u64..8, 0u64..8, len)
+            .prop_map(|(fork, from, to, from_block, to_block, len)| Op::Copy { fork, from, to, from_block, to_block, len }),
+        2 => (fork.clone(), name.clone()).prop_map(|(fork, name)| Op::Unlink { fork, name }),
+        1 => (fork.clone(), name.clone(), name.clone())
+            .prop_map(|(fork, from, to)| Op::Rename { fork, from, to }),
+        1 => (fork.clone(), name.clone(), name.clone())
+            .prop_map(|(fork, from, to)| Op::Link { fork, from, to }),
+        3 => (fork.clone(), name, any::<bool>())
+            .prop_map(|(fork, name, data_only)| Op::SyncFile { fork, name, data_only }),
+        1 => fork.prop_map(|fork| Op::Sync { fork }),
+    ]
+}
+
+/// One fork in the model: now, and all it was since it was last durable.
+#[derive(Clone)]
+pub struct ModelFork {
+    pub now: Files,
+    pub since_sync: Moments,
+    /// It has reported a failure, and accepts nothing any more.
+    pub stopped: bool,
+}
+
+impl ModelFork {
+    /// After an error the fork is as it was, or at one of the steps that the
+    /// operation consists of; or it has stopped, and nobody knows.
+    fn after_error(&mut self, fork: &Fork, steps: &[Files]) {
+        if fork.fault().is_some() {
+            self.stopped = true;
+            self.since_sync.extend_from_slice(steps);
+            return;
+        }
+        let possible: Moments = steps.iter().chain([&self.now]).cloned().collect();
+        self.now = moment_of(fork, &possible).unwrap_or_else(|why| panic!("after an error: {why}"));
+    }
+
+    /// Durable as it is now.
+    fn settle(&mut self) {
+        self.since_sync = vec![self.now.clone()];
+    }
+}
+
+/// The forks of the model by name.
+pub type ModelForks = BTreeMap<String, ModelFork>;
+
+/// What holds a store in memory: all of it loses power at once.
+#[derive(Clone)]
+pub struct Rig {
+    pub power: Power,
+    pub map: MemMap,
+    pub delta: MemDevice,
+    pub inplace: MemDevice,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let power = Power::default();
+        let (map, delta, inplace) = (MemMap::on(&power), MemDevice::on(&power), MemDevice::on(&power));
+        Rig { power, map, delta, inplace }
+    }
+
+    /// Everything at this instant, durable and not.
+    pub fn frozen(&self) -> Rig {
+        let _still = self.power.still();
+        Rig {
+            power: Power::default(),
+            map: self.map.crash_image(),
+            delta: self.delta.frozen(),
+            inplace: self.inplace.frozen(),
+        }
+    }
+
+    /// What a crash leaves on a disk with such sectors.
+    pub fn crash(&self, sector: usize, coin: &mut dyn FnMut() -> bool) -> Rig {
+        let _still = self.power.still();
+        let power = Power::default();
+        let map = self.map.crash_image_on(&power);
+        let delta = self.delta.crash_image_on(&power, sector, coin);
+        let inplace = self.inplace.crash_image_on(&power, sector, coin);
+        Rig { power, map, delta, inplace }
+    }
+
+    pub fn open(&self) -> Result<Arc<Store>, Error> {
+        let parts = Parts {
+            dir: "/nowhere".into(),
+            // Unlike anything that is written: a sector like it counts as unwritten.
+            id: *b"0123456789abcdef",
+            map: Arc::new(self.map.clone()),
+            delta: Arc::new(self.delta.clone()),
+            inplace: Arc::new(self.inplace.clone()),
+        };
+        Store::open_parts(parts, Options { dirty_limit_bytes: 64 << 10 }, None)
+    }
+}
+
+/// A repeatable coin: xorshift.
+pub fn coin(seed: &mut u64) -> bool {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed & 1 == 1
+}
+
+pub struct World {
+    pub rig: Rig,
+    pub store: Arc<Store>,
+    pub forks: ModelForks,
+    made: u32,
+    pub seed: u64,
+}
+
+fn split(fork: &Fork, path: &'static str) -> (FileId, &'static [u8]) {
+    match path.rsplit_once('/') {
+        Some((dir, name)) => (fork.resolve(dir).expect("a directory").file, name.as_bytes()),
+        None => (FileId::ROOT, path.as_bytes()),
+    }
+}
+
+impl World {
+    pub fn new() -> World {
+        let rig = Rig::new();
+        let store = rig.open().unwrap();
+        let main = store.create("main", 0, 0, b"").unwrap();
+        for path in DIRS {
+            let (dir, name) = split(&main, path);
+            main.make(dir, name, Make::Directory, 0o700, 0, 0).unwrap();
+        }
+        store.publish("main").unwrap();
+        let files = Files::default();
+        let model = ModelFork { now: files.clone(), since_sync: vec![files], stopped: false };
+        World { rig, store, forks: [("main".to_string(), model)].into(), made: 0, seed: 1 }
+    }
+
+    fn pick(&self, n: u8) -> Option<String> {
+        let names: Vec<_> = self.forks.keys().collect();
+        (!names.is_empty()).then(|| names[n as usize % names.len()].clone())
+    }
+
+    /// Does it in the store and in the model. An error is the store's; what the
+    /// operation would have done is then one more moment that may be true.
+    pub fn apply(&mut self, op: &Op) -> Result<(), Error> {
+        match *op {
+            Op::Restart => return self.restart(),
+            Op::Kill => self.recover(self.rig.crash(512, &mut || true)),
+            Op::Crash => {
+                let mut seed = self.seed;
+                let rig = self.rig.crash(512, &mut || coin(&mut seed));
+                self.seed = seed;
+                self.recover(rig);
+            }
+            Op::Fork { parent } => {
+                let Some(parent) = self.pick(parent) else { return Ok(()) };
+                self.made += 1;
+                let child = format!("f{}", self.made);
+                self.store.fork(&parent, &child, b"", &mut |_| Ok(()))?;
+                let model = self.forks.get_mut(&parent).expect("picked");
+                model.settle();
+                let copy = model.clone();
+                self.forks.insert(child, copy);
+            }
+            Op::Remove { fork } => {
+                let Some(name) = self.pick(fork).filter(|_| self.forks.len() > 1) else { return Ok(()) };
+                self.store.remove(&name)?;
+                self.forks.remove(&name);
+            }
+            Op::Write { fork, .. }
+            | Op::Truncate { fork, .. }
+            | Op::Allocate { fork, .. }
+            | Op::Punch { fork, .. }
+            | Op::Copy { fork, .. }
+            | Op::Unlink { fork, .. }
+            | Op::Rename { fork, .. }
+            | Op::Link { fork, .. }
+            | Op::SyncFile { fork, .. }
+            | Op::Sync { fork } => {
+                let Some(name) = self.pick(fork) else { return Ok(()) };
+                let fork = self.store.by_name(&name)?;
+                let model = self.forks.get_mut(&name).expect("picked");
+                let mut moments = Moments::new();
+                let mut now = model.now.clone();
+                let done = match *op {
+                    Op::Sync { .. } => fork.sync_all().map(|()| model.settle()),
+                    Op::SyncFile { name, data_only, .. } => sync_file(&fork, model, name as usize, data_only),
+                    _ => apply_to_files(op, &fork, &mut now, &mut moments),
+                };
+                if done.is_ok() {
+                    model.now = now.clone();
+                } else {
+                    moments.push(now.clone());
+                    model.after_error(&fork, &moments);
+                }
+                if model.now != *model.since_sync.last().expect("never empty") {
+                    model.since_sync.append(&mut moments);
+                    model.since_sync.push(model.now.clone());
+                }
+                return done;
+            }
+        }
+        Ok(())
+    }
+
+    /// A clean end and a new start. If the end fails, or the first try of the
+    /// start, it is like a crash in which nothing is lost that was written.
+    fn restart(&mut self) -> Result<(), Error> {
+        let closed = self.store.close();
+        for (name, model) in &mut self.forks {
+            model.stopped |= self.store.by_name(name).is_ok_and(|fork| fork.fault().is_some());
+        }
+        let opened = self.rig.open();
+        let failed = closed.as_ref().err().or(opened.as_ref().err()).is_some();
+        self.store = match opened {
+            Ok(store) => store,
+            Err(_) => self.rig.open()?,
+        };
+        for (name, model) in &mut self.forks {
+            let uncertain = failed || model.stopped;
+            let moments =
+                if uncertain { model.since_sync.as_slice() } else { std::slice::from_ref(&model.now) };
+            let fork = self.store.by_name(name)?;
+            let found = moment_of(&fork, moments).unwrap_or_else(|why| panic!("restart: {why}"));
+            *model = ModelFork { now: found.clone(), since_sync: vec![found], stopped: false };
+        }
+        closed
+    }
+
+    /// Goes on from what a crash has left.
+    pub fn recover(&mut self, rig: Rig) {
+        // The old store must not write to the new images: it is closed first.
+        let _ = self.store.close();
+        self.rig = rig;
+        self.store = self.rig.open().unwrap();
+        let names: Vec<String> = self.store.forks().into_iter().map(|f| f.name).collect();
+        assert_eq!(names, self.forks.keys().cloned().collect::<Vec<_>>());
+        for (name, model) in &mut self.forks {
+            let fork = self.store.by_name(name).unwrap();
+            let found = moment_of(&fork, &model.since_sync).unwrap_or_else(|why| panic!("{why}"));
+            *model = ModelFork { now: found.clone(), since_sync: vec![found], stopped: false };
+        }
+        self.check();
+    }
+
+    /// Every fork is what it is in the model.
+    pub fn compare(&self) {
+        for (name, model) in &self.forks {
+            let fork = self.store.by_name(name).unwrap();
+            moment_of(&fork, std::slice::from_ref(&model.now)).unwrap_or_else(|why| panic!("{why}"));
+        }
+    }
+
+    /// All invariants hold.
+    pub fn check(&self) {
+        let broken = self.store.check(true).unwrap();
+        assert!(broken.is_empty(), "{broken:#?}");
+    }
+}
+
+/// Syncs one file: all of the fork, except that `fdatasync` of a WAL file whose
+/// size and name are durable may leave the rest.
+fn sync_file(fork: &Fork, model: &mut ModelFork, name: usize, data_only: bool) -> Result<(), Error> {
+    let Some(file) = find(fork, NAMES[name]) else { return Ok(()) };
+    fork.sync(file, data_only)?;
+    let now = model.now.clone();
+    if data_only && now.in_place(name) && model.since_sync.iter().all(|moment| now.has_as(name, moment)) {
+        for moment in &mut model.since_sync {
+            moment.take_contents(name, &now);
+        }
+    } else {
+        model.settle();
+    }
+    Ok(())
+}
+
+/// Moments between the steps of an operation go to `moments`.
+fn apply_to_files(op: &Op, fork: &Fork, files: &mut Files, moments: &mut Moments) -> Result<(), Error> {
+    match *op {
+        Op::Write { name, offset, len, byte, .. } => {
+            let name = name as usize;
+            let mut bytes = vec![byte; len as usize];
+            for (i, b) in bytes.iter_mut().enumerate() {
+                *b = b.wrapping_add((i / 512) as u8);
+            }
+            // PostgreSQL writes whole blocks to paged files; parts of them are
+            // staged, which has tests of its own.
+            let (offset, bytes) = if files.paged(name) {
+                bytes.resize(len.next_multiple_of(B) as usize, byte);
+                (offset / B * B, bytes)
+            } else {
+                (offset, bytes)
+            };
+            let file = match find(fork, NAMES[name]) {
+                Some(file) => file,
+                None => {
+                    let (dir, entry) = split(fork, NAMES[name]);
+                    files.open(name);
+                    moments.push(files.clone());
+                    fork.make(dir, entry, Make::File, 0o600, 0, 0)?.file
+                }
+            };
+            files.write(name, offset as usize, &bytes);
+            fork.write(file, offset, &bytes)?;
+        }
+        Op::Truncate { name, size, .. } => {
+            let name = name as usize;
+            let Some(file) = find(fork, NAMES[name]) else { return Ok(()) };
+            files.open(name).resize(size as usize, 0);
+            fork.set_attr(file, SetAttr { size: Some(size), ..SetAttr::default() })?;
+        }
+        Op::Allocate { name, offset, len, .. } => {
+            let name = name as usize;
+            let Some(file) = find(fork, NAMES[name]) else { return Ok(()) };
+            let contents = files.open(name);
+            let end = (offset + len) as usize;
+            if contents.len() < end {
+                contents.resize(end, 0);
+            }
+            fork.fallocate(file, 0, offset, len)?;
+        }
+        Op::Punch { name, offset, len, .. } => {
+            let name = name as usize;
+            let Some(file) = find(fork, NAMES[name]) else { return Ok(()) };
+            // Parts of blocks of paged files wait for the rest.
+            let (offset, len) = match files.paged(name) {
+                true => (offset / B * B, len.next_multiple_of(B)),
+                false => (offset, len),
+            };
+            let contents = files.open(name);
+            let end = ((offset + len) as usize).min(contents.len());
+            if (offset as usize) < end {
+                contents[offset as usize..end].fill(0);
+            }
+            fork.fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)?;
+        }
+        Op::Copy { from, to, from_block, to_block, len, .. } => {
+            let (from, to) = (from as usize, to as usize);
+            let (Some(source), Some(target)) = (find(fork, NAMES[from]), find(fork, NAMES[to])) else {
+                return Ok(());
+            };
+            if source == target {
+                return Ok(());
+            }
+            // Parts of blocks of paged files wait for the rest.
+            let there = (files.get(from).expect("found").len() as u64).saturating_sub(from_block * B);
+            let len = if files.paged(to) { len.next_multiple_of(B).min(there / B * B) } else { len };
+            let (mut done, from_offset, to_offset) = (0, from_block * B, to_block * B);
+            while done < len {
+                // The model cannot know how far an error got: it is a step of
+                // its own.
+                let n = fork.copy_range(source, from_offset + done, target, to_offset + done, len - done)?;
+                if n == 0 {
+                    break;
+                }
+                let start = (from_offset + done) as usize;
+                let bytes = files.get(from).expect("found")[start..start + n as usize].to_vec();
+                files.write(to, (to_offset + done) as usize, &bytes);
+                moments.push(files.clone());
+                done += n;
+            }
+        }
+        Op::Unlink { name, .. } => {
+            let (dir, entry) = split(fork, NAMES[name as usize]);
+            let there = files.names.remove(&(name as usize)).is_some();
+            expect(fork.unlink(dir, entry), there)?;
+        }
+        Op::Rename { from, to, .. } => {
+            let (from, to) = (from as usize, to as usize);
+            let ((dir, name), (new_dir, new_name)) = (split(fork, NAMES[from]), split(fork, NAMES[to]));
+            let file = files.names.get(&from).copied();
+            // Two names of one file: rename does nothing (POSIX).
+            if let Some(file) = file.filter(|f| files.names.get(&to) != Some(f)) {
+                files.names.remove(&from);
+                files.names.insert(to, file);
+            }
+            expect(fork.rename(dir, name, new_dir, new_name, RenameMode::Replace), file.is_some())?;
+        }
+        Op::Link { from, to, .. } => {
+            let (from, to) = (from as usize, to as usize);
+            let Some(file) = find(fork, NAMES[from]) else { return Ok(()) };
+            let (dir, name) = split(fork, NAMES[to]);
+            let free = !files.names.contains_key(&to);
+            if free {
+                let number = files.names[&from];
+                files.names.insert(to, number);
+            }
+            expect(fork.link(file, dir, name).map(|_| ()), free)?;
+        }
+        _ => unreachable!("not an operation on files"),
+    }
+    Ok(())
+}
+
+/// An operation that must succeed, or must be refused for what is there.
+fn expect(result: Result<(), Error>, possible: bool) -> Result<(), Error> {
+    match (result, possible) {
+        (Err(Error::NotFound | Error::Exists), false) => Ok(()),
+        (Ok(()), false) => panic!("done although it is impossible"),
+        (other, _) => other,
+    }
+}
