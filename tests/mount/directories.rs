@@ -184,3 +184,19 @@ fn the_top_directory_cannot_be_changed() {
     let meta = fs::metadata(&m.mnt).unwrap();
     assert!(meta.is_dir() && meta.ino() == 1);
 }
+
+#[test]
+fn a_removed_directory_that_is_open_can_be_asked() {
+    let Some(m) = Mounted::start() else { return };
+    fs::create_dir(m.path("gone")).unwrap();
+    fs::create_dir(m.path("over")).unwrap();
+    fs::create_dir(m.path("new")).unwrap();
+    let (gone, over) = (File::open(m.path("gone")).unwrap(), File::open(m.path("over")).unwrap());
+    fs::remove_dir(m.path("gone")).unwrap();
+    fs::rename(m.path("new"), m.path("over")).unwrap();
+    for dir in [gone, over] {
+        let meta = dir.metadata().unwrap();
+        assert!(meta.is_dir());
+        assert_eq!(meta.nlink(), 0);
+    }
+}

@@ -4,7 +4,7 @@
 //! (in-place writes against a fork), `head` (the state; held for memory work
 //! only, never while waiting for the disk).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -68,6 +68,9 @@ pub(super) struct Head {
     /// Files without a name that are still open. They belong to no layer that a
     /// fork or a restart would see.
     pub orphans: HashMap<FileId, Orphan>,
+    /// The directories removed last. Nobody tells that a directory is open, and
+    /// `fstat` of one that was removed must still answer.
+    pub removed_dirs: VecDeque<Attr>,
     /// Blocks of which only a part has arrived.
     pub staged: BTreeMap<(FileId, BlockNo), Staged>,
 }
@@ -77,6 +80,9 @@ pub(super) struct Orphan {
     /// The layer in which it lost its last name: its pages are tagged with it.
     pub layer: LayerId,
 }
+
+/// How many removed directories are remembered.
+pub(super) const REMOVED_DIRS: usize = 256;
 
 /// A block whose other parts are on their way.
 pub(super) struct Staged {
@@ -213,7 +219,11 @@ impl Fork {
 
     /// Attributes of a file.
     pub fn attr(&self, file: FileId) -> Result<Attr> {
-        Ok(self.head()?.inode(file)?.attr(file))
+        let head = self.head()?;
+        match head.inode(file) {
+            Ok(inode) => Ok(inode.attr(file)),
+            Err(e) => head.removed_dirs.iter().find(|attr| attr.file == file).copied().ok_or(e),
+        }
     }
 
     /// Counts an open handle: an unlinked file lives until its last `release`.
@@ -278,6 +288,7 @@ impl Head {
             pages,
             open: HashMap::new(),
             orphans: HashMap::new(),
+            removed_dirs: VecDeque::new(),
             staged: BTreeMap::new(),
         }
     }

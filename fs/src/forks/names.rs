@@ -13,7 +13,7 @@ use crate::inplace::Extents;
 use crate::layer::{Body, Inode, NameKey, Pages, Table};
 use crate::map::schema::Time;
 
-use super::fork::{Fork, Head, Orphan};
+use super::fork::{Fork, Head, Orphan, REMOVED_DIRS};
 
 /// The longest file name in bytes (`NAME_MAX`).
 const NAME_MAX: usize = 255;
@@ -87,6 +87,12 @@ impl Head {
         self.state.scratch_dirs.remove(&file);
         if inode.kind == Kind::File {
             self.state.logical_bytes = self.state.logical_bytes.saturating_sub(inode.size);
+        }
+        if inode.kind == Kind::Directory {
+            self.removed_dirs.push_back(inode.attr(file));
+            if self.removed_dirs.len() > REMOVED_DIRS {
+                self.removed_dirs.pop_front();
+            }
         }
         let staged: Vec<_> = self.staged.range((file, 0)..=(file, u32::MAX)).map(|(key, _)| *key).collect();
         for block in staged {
