@@ -139,21 +139,21 @@ fn early_acknowledgement_is_found() {
     let Some(_turn) = turn_on_postgres() else {
         return;
     };
-    let scratch = Scratch::new();
-    let cluster = Plain::create(&scratch, "plain", oracle::LAZY);
-    let at = cluster.start();
-    oracle::install(&at);
-    let load = Load::start_acknowledged_early(&at, None);
-    assert!(load.advance(300), "the clients met an error");
-    kill_server(&cluster);
-    let (window, errors) = load.end();
-    assert!(!errors.is_empty(), "the clients noticed nothing of the kill");
-    let at = cluster.start();
-    let found = kinds(&at, &window);
-    assert!(
-        found.contains(&Kind::Lost),
-        "commits that were acknowledged before they were written: {found:?}"
-    );
+    // Whether something had just been flushed for another reason is up to chance.
+    let found = (0..10).any(|_| {
+        let scratch = Scratch::new();
+        let cluster = Plain::create(&scratch, "plain", oracle::LAZY);
+        let at = cluster.start();
+        oracle::install(&at);
+        let load = Load::start_acknowledged_early(&at, None);
+        assert!(load.advance(300), "the clients met an error");
+        kill_server(&cluster);
+        let (window, errors) = load.end();
+        assert!(!errors.is_empty(), "the clients noticed nothing of the kill");
+        let at = cluster.start();
+        kinds(&at, &window).contains(&Kind::Lost)
+    });
+    assert!(found, "no commit that was acknowledged before it was written was missed");
 }
 
 /// kill -9 of a plain server under load loses nothing: the oracle does not cry wolf after a recovery.
