@@ -225,6 +225,28 @@ fn line_4_a_fork_is_durable_when_it_returns() {
     }
 }
 
+/// Found by `scripts/torture`: the record of the parent's new layer counted pages that only the parent's next commit
+/// would bring, and a crash before it left the count wrong for good.
+#[test]
+fn line_4_a_write_to_the_parent_during_a_fork_is_not_counted_before_its_commit() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let a = file(&main, "base/5/1");
+    main.write(a, 0, &page(1)).unwrap();
+    let mut write = |_: &pgcowfs::Fork| main.write(a, B, &page(2));
+    store.fork("main", "child", b"", &mut write).unwrap();
+    let crashed = parts.worst_crash();
+    store.close().unwrap();
+    let store = crashed.open();
+    assert_eq!(store.check(true).unwrap(), Vec::<String>::new());
+    let main = store.by_name("main").unwrap();
+    assert_eq!(main.attr(a).unwrap().size, B, "the second page was never synced");
+    main.write(a, B, &page(3)).unwrap();
+    assert_eq!(store.check(true).unwrap(), Vec::<String>::new());
+    store.close().unwrap();
+}
+
 #[test]
 fn line_6_a_failed_commit_poisons_the_fork_only() {
     let parts = Parts3::new();

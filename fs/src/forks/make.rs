@@ -278,6 +278,10 @@ impl Store {
             (unit, held.elapsed())
         };
         let frozen = unit.layer.id;
+        // As it begins: what the parent has written since then is in no batch
+        // yet, and must not be counted by this one.
+        let above_record =
+            LayerRecord { id: above, parent: frozen, pages: 0, logical_bytes: unit.state.logical_bytes };
         self.freeze(&parent, frozen, above, beside, child_record.id, unit.state.logical_bytes);
         let head = Head::new(beside, frozen, unit.state.clone(), unit.state.clone(), 0);
         let fork = Fork::new(self.core.clone(), child_record.clone(), head);
@@ -289,10 +293,10 @@ impl Store {
 
         let edited = fork.leave_server_behind().and_then(|()| edit(&fork));
         let made = edited.and_then(|()| {
-            let (child_unit, above_record) = {
+            let child_unit = {
                 let mut head = fork.head.lock();
                 head.touched(FileId::ROOT);
-                (head.take_unit(), parent.head.lock().layer_record())
+                head.take_unit()
             };
             let mut extra = Batch::default();
             extra.put(parent_record.encode());
