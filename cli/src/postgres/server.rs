@@ -227,13 +227,22 @@ fn clear_crashed(start: &Start) -> Result<()> {
     let entries = fs::read_dir(start.socket_dir).at("list", start.socket_dir)?;
     for entry in entries {
         let lock = entry.at("list", start.socket_dir)?.path();
-        let is_lock = lock.extension().is_some_and(|e| e == "lock");
-        let owner = is_lock.then(|| fs::read_to_string(&lock).ok()).flatten().and_then(|text| pid_in(&text));
-        if owner.is_some_and(|pid| !(proc::alive(pid) && proc::is_postgres(pid))) {
-            fs::remove_file(&lock).at("remove", &lock)?;
+        if lock.extension().is_some_and(|e| e == "lock") {
+            let text = fs::read(&lock).at("read", &lock)?;
+            if !is_held(&String::from_utf8_lossy(&text)) {
+                fs::remove_file(&lock).at("remove", &lock)?;
+            }
         }
     }
     Ok(())
+}
+
+/// Whether the server that made a socket's lock file is alive. The second line
+/// is its data directory: after a reboot the number can be another server's.
+/// A loss of power can have left the file empty.
+fn is_held(lock: &str) -> bool {
+    let pgdata = lock.lines().nth(1).map(Path::new);
+    pgdata.is_some_and(|pgdata| State::of(Some(lock), pgdata).pid().is_some())
 }
 
 /// How to stop a server.
@@ -304,6 +313,17 @@ mod tests {
         assert_eq!(State::of(Some(&format!("{me}\n")), Path::new("/elsewhere")), State::Crashed);
         for text in ["", "x", "999999999\n"] {
             assert_eq!(State::of(Some(text), &here), State::Crashed, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_lock_file_holds_while_its_server_lives() {
+        let here = std::env::current_dir().unwrap();
+        let me = std::process::id();
+        assert!(is_held(&format!("{me}\n{}\n", here.display())));
+        // Another program has the number by now; the power went; it was written in part.
+        for text in [&format!("{me}\n/elsewhere\n"), "", "12", &format!("{me}\n"), "\0\0\0\0"] {
+            assert!(!is_held(text), "{text:?}");
         }
     }
 
