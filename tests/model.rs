@@ -8,6 +8,8 @@
 
 #[path = "model/files.rs"]
 mod files;
+#[path = "model/ops.rs"]
+mod ops;
 #[path = "model/points.rs"]
 mod points;
 #[path = "model/world.rs"]
