@@ -39,3 +39,27 @@ install_missing() {
   fi
   command -v cargo >/dev/null || die "there is no Rust toolchain: see https://rustup.rs"
 }
+
+# Builds the long harness in tests/NAME.rs and runs it; its exit status is 3 when there can be no verdict.
+run_harness() {
+  local name=$1 dir program args=()
+  shift
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --dir)
+        dir=${2:?--dir needs a directory}
+        mkdir -p "$dir" && dir=$(cd "$dir" && pwd) || exit 3
+        export PGCOWFS_TEST_DIR=$dir
+        shift
+        ;;
+      *) args+=("$1") ;;
+    esac
+    shift
+  done
+  cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 3
+  (install_missing) || exit 3
+  program=$(cargo test --release --workspace --test "$name" --no-run --message-format=json-render-diagnostics |
+    sed -n "s|.*\"executable\":\"\([^\"]*/$name-[^\"]*\)\".*|\1|p")
+  [ -x "$program" ] || { printf '%s: the build failed: no verdict\n' "$name" >&2; exit 3; }
+  exec "$program" --long "${args[@]}"
+}

@@ -2,12 +2,14 @@
 //! command line.
 //!
 //! Everything here drives the product from outside, as a user does: through the `pgcowfs` program, PostgreSQL's own
-//! tools and the mounted files. Nothing is imported from the core, so a mistake there cannot hide itself here.
+//! tools and the mounted files. Nothing but `check` imports the core, so a mistake there cannot hide itself here.
 
+pub mod check;
 pub mod disk;
 pub mod pg;
 pub mod plain;
 pub mod process;
+pub mod random;
 pub mod scratch;
 pub mod sql;
 pub mod store;

@@ -4,7 +4,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::process::{Done, is_executable, run};
+use nix::sys::signal::Signal;
+
+use super::process::{Done, is_alive, is_executable, run, signal, wait_until};
 
 /// How to reach a server.
 #[derive(Clone, Debug)]
@@ -136,6 +138,18 @@ pub fn as_owner(program: impl AsRef<std::ffi::OsStr>) -> Command {
         command.uid(uid).gid(gid).env("HOME", "/tmp");
     }
     command
+}
+
+/// `kill -9` of a postmaster, and with `everyone` of all its children too; returns when none of them is left: children
+/// notice their postmaster's end by themselves.
+#[track_caller]
+pub fn kill_server(postmaster: u32, everyone: bool) {
+    let children = children_with_title(postmaster, "");
+    signal(postmaster, Signal::SIGKILL);
+    if everyone {
+        children.iter().for_each(|pid| signal(*pid, Signal::SIGKILL));
+    }
+    wait_until("the server's end", || !is_alive(postmaster) && !children.iter().any(|pid| is_alive(*pid)));
 }
 
 /// Process ids of the server's processes whose title holds `what`, from `pg_stat_activity`'s point of view the

@@ -37,6 +37,7 @@ pub struct Store {
     dir: PathBuf,
     program: PathBuf,
     run_as: Option<(u32, u32)>,
+    kept: bool,
     /// Last, so that the directory goes when everything in it has ended.
     scratch: Scratch,
 }
@@ -69,7 +70,7 @@ impl Store {
         } else {
             built
         };
-        Store { dir: home.join("store"), program, run_as, scratch }
+        Store { dir: home.join("store"), program, run_as, kept: false, scratch }
     }
 
     /// A store in a given directory, not yet made, for tests that bring a disk of their own.
@@ -100,6 +101,12 @@ impl Store {
     /// The store's directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Leaves everything where it is, running or not, when this goes.
+    pub fn keep(&mut self) {
+        self.kept = true;
+        self.scratch.keep();
     }
 
     /// The test's own directory, beside the store.
@@ -294,6 +301,14 @@ impl Store {
         lines
     }
 
+    /// Names of all forks.
+    #[track_caller]
+    pub fn names(&self) -> Vec<String> {
+        let list = self.json(["list"]);
+        let forks = list.as_array().unwrap_or_else(|| panic!("list --json is no array: {list}"));
+        forks.iter().map(|fork| text(fork, "name").to_owned()).collect()
+    }
+
     /// Process id of a fork's postmaster, by its pid file.
     pub fn postmaster(&self, name: &str) -> Option<u32> {
         let file = std::fs::read_to_string(self.path(name).join("postmaster.pid")).ok()?;
@@ -347,8 +362,11 @@ impl Drop for Store {
             self.show_logs();
             if std::env::var_os("PGCOWFS_TEST_KEEP").is_some() {
                 println!("left as it is: {}", self.dir.display());
-                return self.scratch.keep();
+                self.keep();
             }
+        }
+        if self.kept {
+            return;
         }
         let limit = std::time::Duration::from_secs(30);
         let ask = |args: &[&str]| match try_run(&mut self.command(args), limit) {

@@ -1,15 +1,21 @@
 //! Sudden deaths under load: no acknowledged commit is lost, whoever dies.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use nix::sys::signal::Signal::SIGKILL;
 
-use crate::common::pg::{Endpoint, Postgres, children_with_title};
-use crate::common::process::{is_alive, run, signal, wait_until};
+use crate::common::check::check_store;
+use crate::common::pg::{Endpoint, Postgres, children_with_title, kill_server};
+use crate::common::process::{is_alive, signal, wait_until};
+use crate::common::random::Random;
 use crate::common::sql::Sql;
 use crate::common::store::{AGGRESSIVE, Store, text};
 use crate::common::{rounds, turn_on_a_mount};
-use crate::oracle::{self, Counts, DATABASE, Kind, LAZY, Load, Window, report, verify};
+use crate::oracle::{
+    self, Attempt, Churn, Clock, Counts, DATABASE, Kind, LAZY, Load, Window, presence, report, verify,
+};
 
 /// Kills in the middle of a load, and gives the window that what is found afterwards must fit.
 #[track_caller]
@@ -103,7 +109,8 @@ fn kill_the_daemon_again_and_again(store: &Store, mut at: Endpoint, start: impl 
     }
 }
 
-/// `kill -9` of the daemon while it makes forks: each of them is there as one instant, or not at all.
+/// `kill -9` of the daemon while forks are made, started, stopped and removed: each of them is there as one instant, or
+/// not at all. (`scripts/torture` does this for hours.)
 #[test]
 fn kill_of_the_daemon_while_it_forks() {
     let Some(_turn) = turn_on_a_mount() else {
@@ -114,27 +121,17 @@ fn kill_of_the_daemon_while_it_forks() {
     for round in 0..rounds(3) {
         let load = Load::start(&at, done.as_ref());
         assert!(load.advance(100), "the clients met an error before the kill");
-        // Forks, one after the other, until one of them fails.
-        let forks: Vec<(String, Window, bool)> = std::thread::scope(|scope| {
-            let forker = scope.spawn(|| {
-                let mut forks = Vec::new();
-                for n in 0..100 {
-                    let name = format!("r{round}n{n}");
-                    // Straight to the point: a checkpoint before would be most of the time.
-                    let (ok, window) = load.around(|| {
-                        let mut fork = store.command(["fork", "main", &name]);
-                        run(fork.args(["--checkpoint", "never"])).ok()
-                    });
-                    forks.push((name, window, ok));
-                    if !ok {
-                        break;
-                    }
-                }
-                forks
-            });
+        let daemon = store.daemon_pid();
+        let (stop, clock): (_, Clock) = (AtomicBool::new(false), Arc::new(|| 0));
+        let churn = Churn { store: &store, load: &load, clock, prefix: format!("r{round}"), pause_ms: 1 };
+        let attempts = std::thread::scope(|scope| {
+            let worker = scope.spawn(|| churn.run(Random::new(round as u64), &stop));
             std::thread::sleep(Duration::from_millis(300 + 37 * (round as u64 % 11)));
-            store.kill_daemon();
-            forker.join().expect("no fork panics")
+            // In the middle of a command, mostly; the next one would bring up a new daemon.
+            stop.store(true, SeqCst);
+            signal(daemon, SIGKILL);
+            wait_until("the daemon's end", || !is_alive(daemon));
+            worker.join().expect("no fork panics")
         });
         let (window, _) = load.end();
         at = store.start("main");
@@ -142,25 +139,27 @@ fn kill_of_the_daemon_while_it_forks() {
             verify(&at, &window)
                 .unwrap_or_else(|v| panic!("round {round}, window {window:?}:{}", report(&v))),
         );
-        let there = store.listing();
-        let is_there = |name: &str| there.iter().any(|l| l.starts_with(&format!("{name} ")));
-        for (name, _, ok) in &forks {
-            assert!(*ok <= is_there(name), "fork {name} was made and is gone");
-        }
-        // The last one that returned, and the one that the kill met if it is there.
-        let judged = forks.iter().rev().filter(|(name, ..)| is_there(name));
-        for (name, window, _) in judged.take(2) {
-            let at = store.start(name);
-            verify(&at, window).unwrap_or_else(|v| panic!("fork {name}, window {window:?}:{}", report(&v)));
+        let there = store.names();
+        assert_eq!(presence(&attempts, u64::MAX, &there), Vec::<String>::new());
+        // The last ones, and the one that the kill met if it is there.
+        let judged = attempts.iter().rev().filter(|attempt| there.contains(&attempt.name));
+        for Attempt { name, window, .. } in judged.take(2) {
+            if text(&store.show(name), "state") != "running" {
+                store.start(name);
+            }
+            verify(&store.endpoint(name), window)
+                .unwrap_or_else(|v| panic!("fork {name}, window {window:?}:{}", report(&v)));
             store.stop(name);
             Postgres::get().checksums(&store.path(name)).expect_ok();
         }
-        for (name, ..) in forks.iter().filter(|(name, ..)| is_there(name)) {
-            store.ok(["rm", name]);
+        for name in there.iter().filter(|name| *name != "main") {
+            store.ok(["rm", "--force", name]);
         }
     }
     store.stop("main");
     Postgres::get().checksums(&store.path("main")).expect_ok();
+    store.ok(["umount"]);
+    assert_eq!(check_store(store.dir()), Vec::<String>::new());
 }
 
 /// The control for the test above: commits that PostgreSQL acknowledges before it writes them are lost by the same
@@ -194,15 +193,8 @@ fn kill_of_the_server() {
     for round in 0..rounds(2) {
         let window = kill_under(Load::start(&at, done.as_ref()), 300, || {
             let postmaster = store.postmaster("main").expect("a running server");
-            let children = children_with_title(postmaster, "postgres");
-            signal(postmaster, SIGKILL);
             // The first round takes the postmaster alone: its children notice, and only then may a new one begin.
-            if round > 0 {
-                children.iter().for_each(|pid| signal(*pid, SIGKILL));
-            }
-            wait_until("the server's end", || {
-                !is_alive(postmaster) && !children.iter().any(|pid| is_alive(*pid))
-            });
+            kill_server(postmaster, round > 0);
         });
         assert_eq!(text(&store.show("main"), "state"), "crashed");
         // A fork of the crashed cluster first: it has to recover just as its parent has.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::common::pg::{Endpoint, Postgres, as_owner, owner};
 use crate::common::plain::Plain;
-use crate::common::process::{is_alive, run, signal, wait_until};
+use crate::common::process::run;
 use crate::common::scratch::Scratch;
 use crate::common::sql::Sql;
 use crate::common::store::AGGRESSIVE;
@@ -181,10 +181,7 @@ fn recovery_of_a_plain_cluster_passes() {
 /// kill -9 of the postmaster and of every process it leaves.
 fn kill_server(cluster: &Plain) {
     let postmaster = cluster.postmaster().expect("a running server");
-    let children = crate::common::pg::children_with_title(postmaster, "postgres");
-    signal(postmaster, nix::sys::signal::Signal::SIGKILL);
-    children.iter().for_each(|pid| signal(*pid, nix::sys::signal::Signal::SIGKILL));
-    wait_until("the server's end", || !is_alive(postmaster) && !children.iter().any(|pid| is_alive(*pid)));
+    crate::common::pg::kill_server(postmaster, true);
     cluster.forget_the_dead();
 }
 

@@ -31,6 +31,50 @@ pub struct Window {
     pub sent: Counts,
 }
 
+/// Says how far the world has come, as a number that only grows: where a loss of power is rehearsed, the length of the
+/// disk's log.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// How clients work, other than as usual.
+#[derive(Clone, Default)]
+pub struct Habits {
+    /// Sent by each client first.
+    pub session: &'static str,
+    /// Nobody orders checkpoints.
+    pub without_checkpoints: bool,
+    /// Notes when each transaction was sent and acknowledged.
+    pub clock: Option<Clock>,
+}
+
+// Only where the power goes is there a clock; the end-to-end tests use none of the following.
+/// When each transaction of one client was sent, and when it was acknowledged, by the clock.
+#[derive(Clone, Debug, Default)]
+#[allow(dead_code)]
+struct Times {
+    /// The last transaction before the first one here.
+    before: u64,
+    sent: Vec<u64>,
+    acked: Vec<u64>,
+}
+
+/// The times of all clients.
+#[derive(Clone, Debug, Default)]
+#[allow(dead_code)]
+pub struct History(Vec<Times>);
+
+#[allow(dead_code)]
+impl History {
+    /// What a state of that moment may hold: at least what had been acknowledged by then, at most what had been sent.
+    pub fn window(&self, moment: u64) -> Window {
+        let until =
+            |of: &Times, times: &[u64]| of.before + times.partition_point(|time| *time <= moment) as u64;
+        Window {
+            acked: self.0.iter().map(|of| until(of, &of.acked)).collect(),
+            sent: self.0.iter().map(|of| until(of, &of.sent)).collect(),
+        }
+    }
+}
+
 /// The clients at work.
 pub struct Load {
     shared: Arc<Shared>,
@@ -42,6 +86,16 @@ struct Shared {
     sent: Vec<AtomicU64>,
     acked: Vec<AtomicU64>,
     errors: Mutex<Vec<SqlError>>,
+    clock: Option<Clock>,
+    times: Vec<Mutex<Times>>,
+}
+
+impl Shared {
+    fn note(&self, client: usize, which: impl FnOnce(&mut Times) -> &mut Vec<u64>) {
+        if let Some(clock) = &self.clock {
+            which(&mut self.times[client].lock().expect("no client panics")).push(clock());
+        }
+    }
 }
 
 impl Load {
@@ -49,18 +103,24 @@ impl Load {
     /// one more connection that orders a checkpoint every 0.2 s.
     #[track_caller]
     pub fn start(at: &Endpoint, done: Option<&Counts>) -> Load {
-        Load::run(at, done, "", true)
+        Load::start_with(at, done, &Habits::default())
     }
 
     /// For controls: commits are acknowledged before they are written, and nobody orders a checkpoint. A sudden death
     /// then loses some, given a server that is [`LAZY`].
     #[track_caller]
     pub fn start_acknowledged_early(at: &Endpoint, done: Option<&Counts>) -> Load {
-        Load::run(at, done, "SET synchronous_commit = off", false)
+        let habits = Habits {
+            session: "SET synchronous_commit = off",
+            without_checkpoints: true,
+            ..Habits::default()
+        };
+        Load::start_with(at, done, &habits)
     }
 
+    /// Starts the clients with habits of their own.
     #[track_caller]
-    fn run(at: &Endpoint, done: Option<&Counts>, session: &str, with_checkpoints: bool) -> Load {
+    pub fn start_with(at: &Endpoint, done: Option<&Counts>, habits: &Habits) -> Load {
         let fresh = vec![0; CLIENTS];
         let done = done.unwrap_or(&fresh);
         assert_eq!(done.len(), CLIENTS, "counts for every client");
@@ -70,17 +130,19 @@ impl Load {
             sent: counters(),
             acked: counters(),
             errors: Mutex::new(Vec::new()),
+            clock: habits.clock.clone(),
+            times: done.iter().map(|n| Mutex::new(Times { before: *n, ..Times::default() })).collect(),
         });
         let mut threads = Vec::new();
         for index in 0..CLIENTS {
-            let (shared, at, session) = (Arc::clone(&shared), at.clone(), session.to_owned());
+            let (shared, at, session) = (Arc::clone(&shared), at.clone(), habits.session);
             threads.push(std::thread::spawn(move || {
-                if let Err(error) = client(&shared, &at, index, &session) {
+                if let Err(error) = client(&shared, &at, index, session) {
                     shared.errors.lock().expect("no client panics").push(error);
                 }
             }));
         }
-        if with_checkpoints {
+        if !habits.without_checkpoints {
             let (shared, at) = (Arc::clone(&shared), at.clone());
             threads.push(std::thread::spawn(move || {
                 if let Err(error) = checkpoints(&shared, &at) {
@@ -125,6 +187,13 @@ impl Load {
         window
     }
 
+    /// What was sent and acknowledged when, so far. Needs a clock.
+    #[allow(dead_code)]
+    pub fn history(&self) -> History {
+        let times = self.shared.times.iter();
+        History(times.map(|times| times.lock().expect("no client panics").clone()).collect())
+    }
+
     /// Ends the clients, whatever they met; their errors.
     pub fn end(self) -> (Window, Vec<SqlError>) {
         self.shared.stop.store(true, SeqCst);
@@ -148,8 +217,10 @@ fn client(shared: &Shared, at: &Endpoint, index: usize, session: &str) -> Result
         seq += 1;
         // Before the first byte goes out: a fork may hold whatever had been sent when it returned.
         shared.sent[index].store(seq, SeqCst);
+        shared.note(index, |times| &mut times.sent);
         sql.run(&transaction(index, seq))?;
         shared.acked[index].store(seq, SeqCst);
+        shared.note(index, |times| &mut times.acked);
     }
     Ok(())
 }

@@ -13,10 +13,14 @@
 //!
 //! `controls.rs` proves that each of these can fail.
 
+mod churn;
 mod load;
 mod verify;
 
-pub use load::{LAZY, Load, Window};
+#[allow(unused_imports)]
+pub use churn::{Attempt, Churn, Fate, presence};
+#[allow(unused_imports)] // Each test program uses its own part of this.
+pub use load::{Clock, Habits, History, LAZY, Load, Window};
 pub use verify::{Kind, report, verify};
 
 use crate::common::pg::Endpoint;
