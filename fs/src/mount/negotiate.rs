@@ -9,6 +9,9 @@
 //!   kernel keeps their locks for nothing.
 //! - HANDLE_KILLPRIV, ATOMIC_O_TRUNC: the kernel then leaves dropping set-id
 //!   bits to us, without telling us when.
+//! - ASYNC_DIO: a direct write that goes on after the call drops the pages from
+//!   the cache before it is carried out, and what is read meanwhile stays there,
+//!   old, since nothing but a write invalidates it (xfstests generic/451).
 //! - SETXATTR_EXT, OVER_IO_URING: fuser 0.18.0 cannot serve them.
 
 use fuser::{InitFlags, KernelConfig};
@@ -23,7 +26,7 @@ const BACKGROUND_REQUESTS: u16 = 64;
 /// Sets the connection up; `plain` asks only for what makes no difference to
 /// what a process sees or how often it asks.
 pub fn negotiate(config: &mut KernelConfig, plain: bool) {
-    let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_ASYNC_DIO;
+    let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS;
     if !plain {
         wanted |= InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_CACHE_SYMLINKS
