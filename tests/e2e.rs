@@ -21,4 +21,5 @@ mod e2e {
     mod fork_load;
     mod lifecycle;
     mod oracle_controls;
+    mod security;
 }

@@ -16,8 +16,12 @@ mod directories;
 mod forks;
 #[path = "mount/lifecycle.rs"]
 mod lifecycle;
+#[path = "mount/many.rs"]
+mod many;
 #[path = "mount/names.rs"]
 mod names;
+#[path = "mount/users.rs"]
+mod users;
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io;

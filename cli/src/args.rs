@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::KeepFree;
 use crate::daemon::ports::PortRange;
 use crate::error::Kind;
 
@@ -71,6 +72,8 @@ pub enum Command {
     Show(Show),
     /// Print the path of a fork's data directory
     Path(Show),
+    /// Limit what a fork's own writes may take of the disk
+    Quota(Quota),
     /// Remove forks
     #[command(visible_alias = "remove")]
     Rm(Rm),
@@ -88,7 +91,8 @@ pub enum Command {
 Examples:
   pgcowfs init
   pgcowfs --store /data/forks init --port-range 7000-7499
-  sudo pgcowfs init --run-as postgres")]
+  sudo pgcowfs init --run-as postgres
+  pgcowfs init --keep-free 10%          forks leave a tenth of the disk to others")]
 pub struct Init {
     /// Where the forks appear [default: STORE/mnt]
     #[arg(long, value_name = "DIR")]
@@ -99,6 +103,9 @@ pub struct Init {
     /// The user PostgreSQL runs as when this program runs as root [default: postgres]
     #[arg(long, value_name = "USER")]
     pub run_as: Option<String>,
+    /// What forks leave free of the store's disk: a size, or a percentage of the disk [default and least: 64MB]
+    #[arg(long, value_name = "SIZE|PERCENT%")]
+    pub keep_free: Option<KeepFree>,
 }
 
 /// Options about a fork's server that `create` and `fork` share.
@@ -116,6 +123,9 @@ pub struct ServerOptions {
     /// Keep replication, archiving and job settings as they are: the fork may act as its parent
     #[arg(long)]
     pub keep_identity: bool,
+    /// The most that the fork's own writes may take of the disk (its WAL included) [default: no limit; not inherited]
+    #[arg(long, value_name = "SIZE", value_parser = quota_size)]
+    pub quota: Option<u64>,
 }
 
 /// Which PostgreSQL to use.
@@ -336,6 +346,34 @@ pub struct Show {
     pub fork: String,
 }
 
+/// `quota`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs quota pr42                  shows it
+  pgcowfs quota pr42 2GB
+  pgcowfs quota pr42 none
+
+It counts the pages that the fork has written, those that a fork made from it still needs included, and the WAL segments \
+that it alone writes to. A write beyond it fails with \"No space left on device\", and everything goes on when there is \
+room again: raise the quota, or remove data. PostgreSQL stops when it has no room for WAL, as on any full disk.")]
+pub struct Quota {
+    /// The fork
+    pub fork: String,
+    /// The new quota (units of 1024: kB, MB, GB, TB), or none
+    #[arg(value_name = "SIZE|none", value_parser = quota)]
+    pub size: Option<QuotaChange>,
+}
+
+/// What becomes of a quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuotaChange {
+    /// That many bytes.
+    Bytes(u64),
+    /// No quota.
+    Lift,
+}
+
 /// `rm`
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -439,7 +477,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 /// A size as PostgreSQL writes it: units of 1024, `kB`, `MB`, `GB`, `TB`.
-fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -455,6 +493,21 @@ fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "that is too large".to_string())
 }
 
+/// A quota: a WAL segment must fit, or nothing can be written.
+fn quota_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes if bytes >= QUOTA_MIN => Ok(bytes),
+        _ => Err("a quota has at least 32MB: PostgreSQL needs two WAL segments to live".into()),
+    }
+}
+
+fn quota(text: &str) -> Result<QuotaChange, String> {
+    match text {
+        "none" => Ok(QuotaChange::Lift),
+        _ => quota_size(text).map(QuotaChange::Bytes),
+    }
+}
+
 /// `name=value` for a configuration file.
 fn setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("NAME=VALUE is needed")?;
@@ -467,6 +520,9 @@ fn setting(text: &str) -> Result<(String, String), String> {
     }
     Ok((name.to_ascii_lowercase(), value.to_string()))
 }
+
+/// The smallest quota: two WAL segments of the usual size.
+const QUOTA_MIN: u64 = 32 << 20;
 
 const SHORT_HELP: &str = "\
 First steps:
@@ -519,6 +575,12 @@ mod tests {
             "pgcowfs stop a --timeout 3 -m immediate",
             "pgcowfs url a --tcp -d shop",
             "pgcowfs rm -f a b",
+            "pgcowfs fork a b --quota 1GB",
+            "pgcowfs quota a",
+            "pgcowfs quota a 2GB",
+            "pgcowfs quota a none",
+            "pgcowfs init --keep-free 10%",
+            "pgcowfs init --keep-free 5GB",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
@@ -532,6 +594,10 @@ mod tests {
             "pgcowfs fork a",
             "pgcowfs rm",
             "pgcowfs fork a -b",
+            "pgcowfs fork a b --quota 1MB",
+            "pgcowfs quota a lots",
+            "pgcowfs init --keep-free 100%",
+            "pgcowfs init --keep-free 1%2",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

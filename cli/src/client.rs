@@ -108,9 +108,14 @@ impl Client {
     fn exchange(&mut self, request: &Request) -> std::io::Result<String> {
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
-        self.reader.get_mut().write_all(line.as_bytes())?;
+        let written = self.reader.get_mut().write_all(line.as_bytes());
         let mut reply = String::new();
-        self.reader.read_line(&mut reply)?;
+        // A daemon that turns a client away says so before it reads anything.
+        let read = self.reader.read_line(&mut reply);
+        if reply.is_empty() {
+            written?;
+            read?;
+        }
         Ok(reply)
     }
 

@@ -7,6 +7,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
@@ -168,13 +169,68 @@ pub struct StoreConfig {
     /// The user PostgreSQL runs as when the daemon is root's; null: postgres.
     #[serde(default)]
     pub run_as: Option<String>,
+    /// What forks leave free of the store's disk; null: 64 MiB.
+    #[serde(default)]
+    pub keep_free: Option<KeepFree>,
+}
+
+/// How much of a disk stays free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum KeepFree {
+    /// That much.
+    Bytes(u64),
+    /// That part of the disk, up to 99.
+    Percent(u8),
+}
+
+impl FromStr for KeepFree {
+    type Err = String;
+    fn from_str(text: &str) -> Result<KeepFree, String> {
+        let Some(percent) = text.strip_suffix('%') else {
+            return crate::args::size(text).map(KeepFree::Bytes);
+        };
+        match percent.parse() {
+            Ok(percent) if percent < 100 => Ok(KeepFree::Percent(percent)),
+            _ => Err("a percentage from 0% to 99% is needed".into()),
+        }
+    }
+}
+
+impl TryFrom<String> for KeepFree {
+    type Error = String;
+    fn try_from(text: String) -> Result<KeepFree, String> {
+        text.parse()
+    }
+}
+
+impl From<KeepFree> for String {
+    fn from(keep: KeepFree) -> String {
+        match keep {
+            KeepFree::Bytes(bytes) => format!("{bytes}B"),
+            KeepFree::Percent(percent) => format!("{percent}%"),
+        }
+    }
+}
+
+impl KeepFree {
+    /// As bytes of the disk that `dir` is on.
+    pub fn bytes(self, dir: &Path) -> Result<u64> {
+        match self {
+            KeepFree::Bytes(bytes) => Ok(bytes),
+            KeepFree::Percent(percent) => {
+                let disk = nix::sys::statvfs::statvfs(dir).at("measure the disk of", dir)?;
+                Ok(disk.blocks() * disk.fragment_size() / 100 * u64::from(percent))
+            }
+        }
+    }
 }
 
 impl StoreConfig {
     /// Reads it.
     pub fn load(paths: &StorePaths) -> Result<StoreConfig> {
         let path = paths.config();
-        let text = fs::read_to_string(&path).at("read", &path)?;
+        let text = read_small(&path).at("read", &path)?;
         serde_json::from_str(&text).map_err(|e| {
             Error::new(Kind::BadInput, format!("{} cannot be understood", path.display()))
                 .cause(e.to_string())
@@ -207,6 +263,23 @@ impl StoreConfig {
     }
 }
 
+/// The largest file of settings.
+const SMALL: u64 = 1 << 20;
+
+/// Reads a small regular file, and waits for nobody who would fill a pipe.
+fn read_small(path: &Path) -> std::io::Result<String> {
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.len() > SMALL {
+        return Err(std::io::Error::other("it is not a small regular file"));
+    }
+    let mut text = String::new();
+    file.take(SMALL).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Makes a directory of this program's own with exactly that mode.
 pub fn own_dir(path: &Path, mode: u32) -> Result<()> {
     match fs::create_dir(path) {
@@ -235,6 +308,7 @@ mod tests {
             mountpoint: Some("/x".into()),
             port_range: "7000-7001".parse().unwrap(),
             run_as: None,
+            keep_free: Some(KeepFree::Percent(7)),
         };
         config.save(&paths).unwrap();
         assert_eq!(StoreConfig::load(&paths).unwrap(), config);

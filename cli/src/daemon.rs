@@ -2,6 +2,7 @@
 //! requests on the control socket. Ends on SIGTERM, SIGINT, `umount`, or when
 //! somebody unmounts it from outside; always with everything durable.
 
+pub mod clients;
 pub mod logger;
 pub mod mounts;
 pub mod ports;
@@ -22,10 +23,12 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use parking_lot::{Mutex, RwLock};
+use pgcowfs::device::{FILES_MIN, FileBudget};
 use pgcowfs::mount::{Mount, MountOptions};
 use pgcowfs::{Options, Store};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use self::clients::Places;
 use crate::config::{StoreConfig, StorePaths, own_dir, passage_mode};
 use crate::error::{Context, Error, Kind, Result};
 use crate::meta::ForkMeta;
@@ -123,7 +126,7 @@ fn begin(paths: &StorePaths, mountpoint: Option<PathBuf>, ground: Ground) -> Res
     // The store's own files are nobody else's business; the modes of the files
     // in forks are kept in the store and not touched by this.
     umask(Mode::from_bits_truncate(0o077));
-    raise_file_limit();
+    raise_file_limit()?;
     paths.check()?;
     let lock = lock(paths)?;
     let mut config = StoreConfig::load(paths)?;
@@ -132,7 +135,7 @@ fn begin(paths: &StorePaths, mountpoint: Option<PathBuf>, ground: Ground) -> Res
     }
     let mountpoint = config.mountpoint(paths);
     mounts::check_fuse()?;
-    let store = open_store(paths)?;
+    let store = open_store(paths, &config)?;
     let begun = begin_on_store(paths, config, mountpoint, &store, lock);
     if begun.is_err()
         && let Err(e) = store.close()
@@ -226,10 +229,12 @@ fn lock(paths: &StorePaths) -> Result<Flock<File>> {
     }
 }
 
-fn open_store(paths: &StorePaths) -> Result<Arc<Store>> {
+fn open_store(paths: &StorePaths, config: &StoreConfig) -> Result<Arc<Store>> {
+    let keep_free_bytes = config.keep_free.map_or(Ok(0), |keep| keep.bytes(&paths.dir))?;
+    let options = Options { keep_free_bytes, ..Options::default() };
     let deadline = Instant::now() + LAST_BREATH;
     loop {
-        match Store::open(&paths.dir, Options::default()) {
+        match Store::open(&paths.dir, options.clone()) {
             Err(pgcowfs::Error::StoreBusy { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(TRY_EVERY)
             }
@@ -244,13 +249,23 @@ fn answers(paths: &StorePaths) -> bool {
 }
 
 /// A fork's files are many host files; the usual soft limit is 1024.
-fn raise_file_limit() {
+fn raise_file_limit() -> Result<()> {
     let raise = || {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok::<u64, nix::Error>(hard)
     };
-    if let Err(e) = raise() {
-        log::warn!("cannot raise the limit of open files: {e}");
+    match raise() {
+        Ok(limit) if limit < FILES_MIN => {
+            Err(Error::new(Kind::Environment, format!("this process may have only {limit} files open"))
+                .cause(format!("the daemon needs at least {FILES_MIN}"))
+                .hint("raise the limit: ulimit -n 1024, or LimitNOFILE= of the service"))
+        }
+        Ok(_) => Ok(()),
+        Err(e) => {
+            log::warn!("cannot raise the limit of open files: {e}");
+            Ok(())
+        }
     }
 }
 
@@ -292,12 +307,10 @@ impl Daemon {
         });
         let daemon = self.clone();
         std::thread::spawn(move || {
+            let places = Places::new(FileBudget::of_process().clients);
             for client in listener.incoming() {
                 match client {
-                    Ok(client) => {
-                        let daemon = daemon.clone();
-                        std::thread::spawn(move || daemon.serve(client));
-                    }
+                    Ok(client) => daemon.clone().receive(client, &places),
                     Err(e) => {
                         log::warn!("cannot accept a client: {e}");
                         std::thread::sleep(Duration::from_millis(100));
@@ -306,6 +319,24 @@ impl Daemon {
             }
         });
         Ok(())
+    }
+
+    /// Gives a client a thread, or turns it away.
+    fn receive(self: Arc<Self>, mut client: UnixStream, places: &Places) {
+        // A client that does not take its replies must not hold anybody up.
+        if let Err(e) = client.set_write_timeout(Some(clients::PATIENCE)) {
+            return log::warn!("cannot limit a client's time: {e}");
+        }
+        let Some(place) = places.take() else {
+            return requests::send(&mut client, &Reply::Error(clients::no_place(places)));
+        };
+        let serve = move || {
+            self.serve(client);
+            drop(place);
+        };
+        if let Err(e) = std::thread::Builder::new().name("pgcowfs-client".into()).spawn(serve) {
+            log::warn!("no thread for a client: {e}");
+        }
     }
 
     /// Waits for what ends the daemon, and ends it.

@@ -221,6 +221,8 @@ impl From<pgcowfs::Error> for Error {
             ),
             Core::NoSpace => Error::new(Kind::Storage, message)
                 .hint("free some space on it, for instance with `pgcowfs rm FORK`; nothing is lost"),
+            Core::Quota => Error::new(Kind::Storage, message)
+                .hint("give it more (pgcowfs quota FORK SIZE), or remove data in it; nothing is lost"),
             Core::Poisoned(..) | Core::FlushFailed(_) | Core::Damaged(_) | Core::Map(_) => {
                 Error::new(Kind::Storage, message)
                     .hint("look at the store's daemon.log and the kernel's log for errors of the disk")

@@ -21,6 +21,24 @@ pub enum Origin {
     Fork,
 }
 
+/// A text that no log shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl std::ops::Deref for Secret {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
 /// A fork's server. Fields that a later version adds must have a default, as
 /// stores outlive programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +64,7 @@ pub struct ForkMeta {
     pub superuser: String,
     /// That role's password, where `create` made it; for TCP only.
     #[serde(default)]
-    pub password: Option<String>,
+    pub password: Option<Secret>,
     /// Whether its socket asks nobody who they are (the socket's directory does).
     #[serde(default)]
     pub socket_trusts: bool,
@@ -149,7 +167,7 @@ pub(crate) mod tests {
             uid: 101,
             gid: 104,
             superuser: "postgres".into(),
-            password: Some("p@ss/w".into()),
+            password: Some(Secret("p@ss/w".into())),
             socket_trusts: true,
             origin: Origin::Initdb,
             base_mark: None,

@@ -64,6 +64,13 @@ pub enum Request {
         /// The port.
         port: u16,
     },
+    /// Sets or lifts a fork's quota. -> [`ForkRow`]
+    SetQuota {
+        /// The fork.
+        fork: String,
+        /// The quota in bytes; null: none.
+        bytes: Option<u64>,
+    },
     /// Ends the daemon; refused while servers run. -> null, after everything is durable and unmounted
     Shutdown {
         /// Detach a mount that is in use.
@@ -129,12 +136,21 @@ pub struct ForkRow {
     /// Those of them that are WAL segments.
     #[serde(default)]
     pub wal_bytes: u64,
+    /// How much its own writes may take.
+    #[serde(default)]
+    pub quota_bytes: Option<u64>,
+    /// What they take.
+    #[serde(default)]
+    pub used_bytes: u64,
     /// Sum of its files' sizes.
     pub logical_bytes: u64,
     /// The base below it.
     pub base: Option<PathBuf>,
     /// Why it accepts nothing any more.
     pub fault: Option<String>,
+    /// Whether that is because its base has changed.
+    #[serde(default)]
+    pub base_changed: bool,
     /// Its data directory.
     pub pgdata: PathBuf,
     /// Its server's settings.
@@ -152,6 +168,9 @@ pub struct CreateSpec {
     pub meta: ForkMeta,
     /// The port that the user has chosen.
     pub port: Option<u16>,
+    /// Its quota in bytes.
+    #[serde(default)]
+    pub quota: Option<u64>,
 }
 
 impl CreateSpec {
@@ -188,6 +207,9 @@ pub struct ForkSpec {
     pub settings: Vec<(String, String)>,
     /// Leave replication, archiving and jobs as they are.
     pub keep_identity: bool,
+    /// Its quota in bytes; the parent's is not inherited.
+    #[serde(default)]
+    pub quota: Option<u64>,
 }
 
 /// What a fork did.

@@ -45,6 +45,10 @@ pub struct ForkReport {
     pub delta_bytes: u64,
     /// Those of them that are WAL segments.
     pub wal_bytes: u64,
+    /// How much its own writes may take; null for no limit.
+    pub quota_bytes: Option<u64>,
+    /// What they take.
+    pub used_bytes: u64,
     /// Sum of its files' sizes.
     pub logical_bytes: u64,
     /// Layers from its head down to its root.
@@ -80,6 +84,8 @@ impl ForkReport {
             created_at: row.created_at.clone(),
             delta_bytes: row.delta_bytes,
             wal_bytes: row.wal_bytes,
+            quota_bytes: row.quota_bytes,
+            used_bytes: row.used_bytes,
             logical_bytes: row.logical_bytes,
             depth: row.depth,
             base: row.base.clone(),
@@ -87,6 +93,14 @@ impl ForkReport {
             log,
             fault: row.fault.clone(),
             knows_password: row.meta.password.is_some(),
+        }
+    }
+
+    /// What is used of the quota.
+    fn quota_text(&self) -> String {
+        match self.quota_bytes {
+            Some(quota) => format!("{} of {}", bytes_text(self.used_bytes), bytes_text(quota)),
+            None => "-".into(),
         }
     }
 
@@ -130,6 +144,7 @@ impl Report for ForkReport {
         rows.extend([
             ("created", Cell::plain(&self.created_at)),
             ("own", Cell::plain(bytes_text(self.delta_bytes))),
+            ("quota", Cell::plain(self.quota_text())),
             ("size", Cell::plain(bytes_text(self.logical_bytes))),
             ("depth", Cell::plain(self.depth.to_string())),
         ]);
@@ -153,14 +168,16 @@ impl Report for ListReport {
                 Cell::plain(fork.port.to_string()),
                 Cell::plain(&fork.pg_version),
                 Cell::plain(bytes_text(fork.delta_bytes)),
+                Cell::plain(fork.quota_text()),
                 Cell::plain(bytes_text(fork.logical_bytes)),
                 Cell::plain(fork.depth.to_string()),
                 Cell::plain(created),
             ]
         };
         let rows: Vec<Vec<Cell>> = self.0.iter().map(row).collect();
-        let head = ["NAME", "PARENT", "STATE", "PORT", "PG", "OWN", "SIZE", "DEPTH", "CREATED (UTC)"];
-        table(&head, &[false, false, false, true, true, true, true, true, false], &rows)
+        let head =
+            ["NAME", "PARENT", "STATE", "PORT", "PG", "OWN", "QUOTA", "SIZE", "DEPTH", "CREATED (UTC)"];
+        table(&head, &[false, false, false, true, true, true, true, true, true, false], &rows)
     }
 }
 
@@ -277,6 +294,27 @@ fn connections(fork: &ForkReport, start_ms: f64) -> String {
         out += &format!("  tcp     {tcp}{with_password}\n");
     }
     out
+}
+
+/// `quota`
+#[derive(Debug, Serialize)]
+pub struct QuotaReport {
+    /// The fork.
+    pub name: String,
+    /// How much its own writes may take; null for no limit.
+    pub quota_bytes: Option<u64>,
+    /// What they take.
+    pub used_bytes: u64,
+}
+
+impl Report for QuotaReport {
+    fn human(&self, _color: bool) -> String {
+        let used = bytes_text(self.used_bytes);
+        match self.quota_bytes {
+            Some(quota) => format!("{} uses {used} of {}", self.name, bytes_text(quota)),
+            None => format!("{} uses {used}, without a quota", self.name),
+        }
+    }
 }
 
 /// `stop`
@@ -482,9 +520,12 @@ mod tests {
             depth: 2,
             delta_bytes: 8192,
             wal_bytes: 0,
+            quota_bytes: None,
+            used_bytes: 0,
             logical_bytes: 1 << 30,
             base: None,
             fault: None,
+            base_changed: false,
             pgdata: "/m/pr42".into(),
             meta: sample(),
             pid_file: None,
@@ -512,6 +553,9 @@ mod tests {
         let text = ListReport(vec![ForkReport::new(&row(), "/l".into())]).human(false);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("NAME  PARENT  STATE"));
-        assert!(lines[1].contains("8.0 kB  1.0 GB") && lines[1].ends_with("2026-01-02 03:04"), "{text}");
+        assert!(
+            lines[1].contains("8.0 kB      -  1.0 GB") && lines[1].ends_with("2026-01-02 03:04"),
+            "{text}"
+        );
     }
 }

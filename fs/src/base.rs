@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
@@ -15,13 +15,17 @@ use parking_lot::Mutex;
 
 use crate::attr::Kind;
 use crate::block::{BLOCK_BYTES, BlockNo, blocks_for};
+use crate::device::FileBudget;
 use crate::error::{Error, Result};
 use crate::map::schema::{BaseFileRecord, Time};
 
-/// Base files kept open by this process. More only cost an open each.
-const OPEN_FILES_MAX: usize = 512;
-
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Arc<File>>>> = LazyLock::new(Mutex::default);
+
+/// Opens a file for reading without waiting for anybody: in its place there may
+/// be a pipe by now, which is found when it is compared.
+fn open_file(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+}
 
 /// One file of a base.
 #[derive(Debug)]
@@ -52,6 +56,11 @@ impl BaseFile {
     /// From its record.
     pub fn new(record: BaseFileRecord) -> Self {
         BaseFile { record }
+    }
+
+    /// Its path, absolute.
+    pub fn path(&self) -> &Path {
+        Path::new(&self.record.path)
     }
 
     /// Its length in blocks.
@@ -91,7 +100,7 @@ impl BaseFile {
         if let Some(file) = OPEN.lock().get(&path) {
             return Ok(file.clone());
         }
-        let file = Arc::new(File::open(&path).map_err(|e| match e.kind() {
+        let file = Arc::new(open_file(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => {
                 Error::BaseChanged { path: path.clone(), what: "it is no longer there".into() }
             }
@@ -100,7 +109,8 @@ impl BaseFile {
         let meta = file.metadata().map_err(|e| self.error(e))?;
         self.compare(&meta)?;
         let mut open = OPEN.lock();
-        if open.len() >= OPEN_FILES_MAX
+        // More than these only cost an open each.
+        if open.len() >= FileBudget::of_process().base_files
             && let Some(any) = open.keys().next().cloned()
         {
             open.remove(&any);
@@ -125,6 +135,21 @@ impl BaseFile {
         Err(Error::BaseChanged { path: PathBuf::from(&was.path), what })
     }
 }
+
+/// The directories in which files of the base `dir` may be: itself, and where
+/// the links lead that PostgreSQL makes.
+pub fn roots(dir: &Path) -> Vec<PathBuf> {
+    let mut links = vec![dir.join("pg_wal")];
+    let tablespaces = std::fs::read_dir(dir.join("pg_tblspc"));
+    links.extend(tablespaces.into_iter().flatten().flatten().map(|entry| entry.path()));
+    let mut roots = vec![dir.to_path_buf()];
+    // What is no longer there has no files to read either.
+    roots.extend(links.iter().filter_map(|link| link.canonicalize().ok()));
+    roots
+}
+
+/// The deepest directory of a base. PostgreSQL's own nest four deep.
+const DEPTH_MAX: usize = 64;
 
 /// One entry found in a base.
 #[derive(Debug)]
@@ -153,11 +178,20 @@ pub fn scan(dir: &Path) -> Result<Vec<Found>> {
 fn scan_dir(dir: &Path, place: &mut Vec<Vec<u8>>) -> Result<Vec<Found>> {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let bad = |path: &Path, e: io::Error| Error::BadBase { path: path.to_path_buf(), reason: e.to_string() };
+    if place.len() > DEPTH_MAX {
+        let reason = format!("its directories nest more than {DEPTH_MAX} deep");
+        return Err(Error::BadBase { path: dir.to_path_buf(), reason });
+    }
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| bad(dir, e))? {
         let entry = entry.map_err(|e| bad(dir, e))?;
         let path = entry.path();
         let name = entry.file_name().into_vec();
+        // PostgreSQL keeps all of a tablespace below a directory of that name;
+        // the rest of where it leads, perhaps all of a disk, is not its own.
+        if matches!(place.as_slice(), [top, _] if top == b"pg_tblspc") && !name.starts_with(b"PG_") {
+            continue;
+        }
         let mut meta = entry.metadata().map_err(|e| bad(&path, e))?;
         let servers_own = match place.as_slice() {
             [] => name == b"pg_wal",
@@ -183,7 +217,7 @@ fn scan_dir(dir: &Path, place: &mut Vec<Vec<u8>>) -> Result<Vec<Found>> {
         };
         let file = if kind == Kind::File {
             // Tried now, so that an unreadable base is refused as a whole.
-            File::open(&path).map_err(|e| bad(&path, e))?;
+            open_file(&path).map_err(|e| bad(&path, e))?;
             let real = path.canonicalize().map_err(|e| bad(&path, e))?;
             Some(record(&real, &meta)?)
         } else {

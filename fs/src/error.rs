@@ -52,6 +52,9 @@ pub enum Error {
     /// The host's disk has no room.
     #[error("no space left on the store's disk")]
     NoSpace,
+    /// The fork's quota is used up.
+    #[error("the fork's quota is used up")]
+    Quota,
     /// A flush of this fork failed earlier; nothing more is accepted from it.
     #[error("fork {0:?} stopped after a failed flush: {1}")]
     Poisoned(String, String),
@@ -130,6 +133,12 @@ impl Error {
         }
     }
 
+    /// Whether only space is missing: the operation is refused, and nothing is
+    /// wrong with the store.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Error::NoSpace | Error::Quota)
+    }
+
     /// The errno that the kernel gets for this error.
     pub fn errno(&self) -> i32 {
         match self {
@@ -146,7 +155,9 @@ impl Error {
             Error::Unsupported => libc::EOPNOTSUPP,
             Error::CrossFork => libc::EXDEV,
             Error::Stale => libc::ESTALE,
-            Error::NoSpace => libc::ENOSPC,
+            // PostgreSQL knows ENOSPC ("disk full", SQLSTATE 53100); EDQUOT is an
+            // internal error to it.
+            Error::NoSpace | Error::Quota => libc::ENOSPC,
             Error::StoreBusy { .. } => libc::EBUSY,
             Error::Poisoned(..)
             | Error::FlushFailed(_)

@@ -34,11 +34,32 @@ id!(
 impl FileId {
     /// The top directory of every fork.
     pub const ROOT: FileId = FileId(1);
+    /// The first number that is no file's id.
+    pub const END: u64 = 1 << 36;
+}
+
+impl ForkId {
+    /// The first number that is no fork's id.
+    pub const END: u32 = 1 << 28;
 }
 
 /// The longest fork name, in bytes. A socket directory and a database URL
 /// carry the name, so it is kept well under NAME_MAX.
 pub const FORK_NAME_MAX: usize = 63;
+
+/// The longest file name in bytes (`NAME_MAX`).
+pub const FILE_NAME_MAX: usize = 255;
+
+/// Checks that `name` can be a file's within a directory.
+pub fn check_file_name(name: &[u8]) -> Result<()> {
+    if name.len() > FILE_NAME_MAX {
+        return Err(Error::NameTooLong);
+    }
+    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
+        return Err(Error::Invalid("not a file name"));
+    }
+    Ok(())
+}
 
 /// Checks that `name` can be a fork's: 1 to 63 bytes of ASCII letters, digits,
 /// `.`, `_` and `-`, beginning with a letter or digit.

@@ -19,7 +19,7 @@
 //! - runs do not overlap; a block without a run is zeros;
 //! - a host file is removed when no durable record and nobody alive refers to it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
@@ -28,9 +28,10 @@ use parking_lot::Mutex;
 
 use crate::block::{BLOCK_BYTES, BLOCK_SIZE, BlockNo};
 use crate::class::Class;
-use crate::delta::RESERVE_BYTES;
+use crate::delta::Delta;
+use crate::delta::account::{Need, Room, Tally};
 use crate::delta::flush::FlushState;
-use crate::device::{Device, DeviceFile};
+use crate::device::DeviceFile;
 use crate::error::{Error, Result};
 use crate::ids::LayerId;
 use crate::map::schema::{ExtentsRecord, RunRecord, TopRecord};
@@ -56,7 +57,7 @@ pub fn chunk_blocks(class: Class) -> u32 {
 
 /// All host files of in-place data.
 pub struct HostFiles {
-    device: Arc<dyn Device>,
+    room: Arc<Room>,
     next: Arc<dyn Fn() -> Result<u64> + Send + Sync>,
     table: Mutex<HashMap<u64, Known>>,
     /// Patterned files that wait for a use.
@@ -91,7 +92,8 @@ pub struct HostFile {
     flushing: FlushState,
     /// Bytes from the start that have space on the host.
     room: AtomicU64,
-    growing: Mutex<()>,
+    /// Held while it grows: where its bytes are counted.
+    counted: Mutex<Option<Tally>>,
 }
 
 fn name(id: u64) -> String {
@@ -99,10 +101,10 @@ fn name(id: u64) -> String {
 }
 
 impl HostFiles {
-    /// The host files on `device`. `store_id` makes the pattern; `next` gives
+    /// The host files on `room`'s device. `store_id` makes the pattern; `next` gives
     /// unused numbers.
     pub fn new(
-        device: Arc<dyn Device>,
+        room: Arc<Room>,
         store_id: [u8; 16],
         next: Arc<dyn Fn() -> Result<u64> + Send + Sync>,
     ) -> Arc<Self> {
@@ -111,7 +113,7 @@ impl HostFiles {
             part.copy_from_slice(&store_id);
         }
         Arc::new(HostFiles {
-            device,
+            room,
             next,
             table: Mutex::default(),
             spares: Mutex::default(),
@@ -146,7 +148,7 @@ impl HostFiles {
     }
 
     fn remove(&self, id: u64) {
-        if let Err(e) = self.device.remove(&name(id)) {
+        if let Err(e) = self.room.device.remove(&name(id)) {
             // It only takes space; the next start removes it.
             log::warn!("host file {} could not be removed: {e}", name(id));
         }
@@ -154,12 +156,12 @@ impl HostFiles {
 
     /// Removes the files that no durable record refers to, when a store opens.
     pub fn remove_unrecorded(&self) -> Result<()> {
-        let files = self.device.list().map_err(|e| Error::io("in-place directory", e))?;
+        let files = self.room.device.list().map_err(|e| Error::io("in-place directory", e))?;
         let table = self.table.lock();
         for file in files {
             let known = file.parse().is_ok_and(|id: u64| table.contains_key(&id));
             if !known {
-                self.device.remove(&file).map_err(|e| Error::io(format!("removing {file}"), e))?;
+                self.room.device.remove(&file).map_err(|e| Error::io(format!("removing {file}"), e))?;
             }
         }
         Ok(())
@@ -182,7 +184,7 @@ impl HostFiles {
         // that its names are durable, not on their way.
         let mut new_names = self.new_names.lock();
         if *new_names {
-            self.device.flush_names().map_err(|e| Error::io("in-place directory", e))?;
+            self.room.device.flush_names().map_err(|e| Error::io("in-place directory", e))?;
             *new_names = false;
         }
         Ok(())
@@ -192,6 +194,7 @@ impl HostFiles {
     pub fn create(self: &Arc<Self>) -> Result<Arc<HostFile>> {
         let id = (self.next)()?;
         let file = self
+            .room
             .device
             .open(&name(id), true)
             .map_err(|e| Error::io(format!("making host file {}", name(id)), e))?;
@@ -203,23 +206,36 @@ impl HostFiles {
         Ok(host)
     }
 
-    /// A new file whose first `blocks` blocks hold the pattern, durably.
-    pub fn create_patterned(self: &Arc<Self>, blocks: u32) -> Result<Arc<HostFile>> {
-        if blocks == WAL_CHUNK_BLOCKS
-            && let Some(spare) = self.spares.lock().pop()
-        {
-            return Ok(spare);
+    /// A new file whose first `blocks` blocks hold the pattern, durably, for
+    /// the fork that writes to `delta`.
+    pub fn create_patterned(
+        self: &Arc<Self>,
+        blocks: u32,
+        delta: &Delta,
+        need: Need,
+    ) -> Result<Arc<HostFile>> {
+        let spare = if blocks == WAL_CHUNK_BLOCKS { self.spares.lock().pop() } else { None };
+        let Some(spare) = spare else {
+            return self.make_patterned(blocks, Some((delta, need)));
+        };
+        match spare.count_for(delta, need) {
+            Ok(()) => Ok(spare),
+            Err(e) => {
+                self.spares.lock().push(spare);
+                Err(e)
+            }
         }
-        self.make_patterned(blocks)
     }
 
-    fn make_patterned(self: &Arc<Self>, blocks: u32) -> Result<Arc<HostFile>> {
+    fn make_patterned(self: &Arc<Self>, blocks: u32, whose: Option<(&Delta, Need)>) -> Result<Arc<HostFile>> {
         let host = self.create()?;
         let page: Vec<u8> = self.pattern.iter().copied().cycle().take(64 * BLOCK_SIZE).collect();
+        // All of it before the first byte: a refusal costs nothing then.
+        host.reserve(u64::from(blocks) * BLOCK_BYTES, whose)?;
         let mut at = 0;
         while at < blocks {
             let now = (blocks - at).min(64);
-            host.write(&page[..now as usize * BLOCK_SIZE], u64::from(at) * BLOCK_BYTES)?;
+            host.put(&page[..now as usize * BLOCK_SIZE], u64::from(at) * BLOCK_BYTES)?;
             at += now;
         }
         host.flush()?;
@@ -237,7 +253,7 @@ impl HostFiles {
         let files = self.clone();
         refill.thread = Some(std::thread::spawn(move || {
             while files.spares.lock().len() < SPARES {
-                match files.make_patterned(WAL_CHUNK_BLOCKS) {
+                match files.make_patterned(WAL_CHUNK_BLOCKS, None) {
                     Ok(spare) => files.spares.lock().push(spare),
                     // Without a spare the next fork's first commit makes one.
                     Err(e) => {
@@ -277,7 +293,7 @@ impl HostFile {
             unflushed: AtomicBool::new(false),
             flushing: FlushState::default(),
             room: AtomicU64::new(0),
-            growing: Mutex::new(()),
+            counted: Mutex::default(),
         })
     }
 
@@ -287,6 +303,7 @@ impl HostFile {
         }
         let owner = self.owner.upgrade().ok_or(Error::Stale)?;
         let file = owner
+            .room
             .device
             .open(&name(self.id), false)
             .map_err(|e| Error::io(format!("opening host file {}", name(self.id)), e))?;
@@ -307,33 +324,60 @@ impl HostFile {
         self.file()?.len().map_err(|e| self.error("measuring", e))
     }
 
-    /// Writes; fails with [`Error::NoSpace`] before the reserve is touched.
-    pub fn write(&self, data: &[u8], offset: u64) -> Result<()> {
-        self.reserve(offset + data.len() as u64)?;
+    /// Writes for the fork that writes to `delta`; refused before anything is
+    /// written if there is no room for that.
+    pub fn write(&self, data: &[u8], offset: u64, delta: &Delta, need: Need) -> Result<()> {
+        self.reserve(offset + data.len() as u64, Some((delta, need)))?;
+        self.put(data, offset)
+    }
+
+    /// Writes where there is space already.
+    fn put(&self, data: &[u8], offset: u64) -> Result<()> {
         self.unflushed.store(true, Ordering::SeqCst);
         self.file()?.write_at(data, offset).map_err(|e| self.error("writing", e))
     }
 
-    fn reserve(&self, end: u64) -> Result<()> {
+    /// Takes host space up to `end`, and counts it for a fork.
+    fn reserve(&self, end: u64, whose: Option<(&Delta, Need)>) -> Result<()> {
         if end <= self.room.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _one = self.growing.lock();
-        let file = self.file()?;
-        let room = file.len().map_err(|e| self.error("measuring", e))?;
-        if end > room {
-            let owner = self.owner.upgrade().ok_or(Error::Stale)?;
-            let free = owner.device.free_bytes().map_err(|e| Error::io("free space of the store", e))?;
-            let more = (end - room).next_multiple_of(GROW_BYTES);
-            if free < more + RESERVE_BYTES {
-                return Err(Error::NoSpace);
-            }
-            file.allocate(room, more).map_err(|e| self.error("growing", e))?;
-            self.room.store(room + more, Ordering::Release);
-        } else {
-            self.room.store(room, Ordering::Release);
+        let mut counted = self.counted.lock();
+        let have = self.measure()?;
+        if end <= have {
+            return Ok(());
         }
+        let more = (end - have).next_multiple_of(GROW_BYTES);
+        let owner = self.owner.upgrade().ok_or(Error::Stale)?;
+        let need = whose.map_or(Need::New, |(_, need)| need);
+        if owner.room.bytes(need)? < more {
+            return Err(Error::NoSpace);
+        }
+        if let Some((delta, need)) = whose {
+            delta.charge(&mut counted, have, more, need)?;
+        }
+        if let Err(e) = self.file()?.allocate(have, more) {
+            if let Some(tally) = &*counted {
+                tally.fetch_sub(more, Ordering::SeqCst);
+            }
+            return Err(self.error("growing", e));
+        }
+        self.room.store(have + more, Ordering::Release);
         Ok(())
+    }
+
+    /// Bytes that have space on the host.
+    fn measure(&self) -> Result<u64> {
+        let have = self.len()?;
+        self.room.store(have, Ordering::Release);
+        Ok(have)
+    }
+
+    /// Counts the whole file for the fork that writes to `delta`.
+    pub fn count_for(&self, delta: &Delta, need: Need) -> Result<()> {
+        let mut counted = self.counted.lock();
+        let have = self.measure()?;
+        delta.charge(&mut counted, have, 0, need)
     }
 
     /// Makes everything written durable.
@@ -349,6 +393,9 @@ impl HostFile {
 
 impl Drop for HostFile {
     fn drop(&mut self) {
+        if let Some(tally) = self.counted.get_mut() {
+            tally.fetch_sub(self.room.load(Ordering::Acquire), Ordering::SeqCst);
+        }
         let Some(owner) = self.owner.upgrade() else { return };
         let gone = {
             let mut table = owner.table.lock();
@@ -434,12 +481,25 @@ impl Extents {
     }
 
     /// From a stored record of `layer`.
-    pub fn from_record(rec: &ExtentsRecord, class: Class, layer: LayerId, files: &Arc<HostFiles>) -> Self {
+    pub fn from_record(
+        rec: &ExtentsRecord,
+        class: Class,
+        layer: LayerId,
+        files: &Arc<HostFiles>,
+    ) -> Result<Self> {
+        let blocks = chunk_blocks(class);
+        let (mut chunks, mut hosts) = (HashSet::new(), HashSet::new());
+        for top in &rec.tops {
+            let fits = top.chunk < u32::MAX / blocks && top.patterned <= blocks;
+            if !fits || !chunks.insert(top.chunk) || !hosts.insert(top.host) {
+                return Err(Error::Damaged("the host files of an in-place file cannot be".into()));
+            }
+        }
         let source = |host| if host == 0 { Source::Base } else { Source::Host(files.get(host)) };
-        Extents {
+        Ok(Extents {
             owner: layer,
             class,
-            chunk_blocks: chunk_blocks(class),
+            chunk_blocks: blocks,
             runs: rec
                 .runs
                 .iter()
@@ -450,7 +510,7 @@ impl Extents {
                 .iter()
                 .map(|t| Top { chunk: t.chunk, host: files.get(t.host), patterned: t.patterned })
                 .collect(),
-        }
+        })
     }
 
     /// As stored. Only the owner's record has its tops.
@@ -710,7 +770,7 @@ fn resolve_block(
                 sector.copy_from_slice(was);
             }
         }
-        top.host.write(&page, offset)?;
+        top.host.put(&page, offset)?;
     }
     if !recorded {
         extents.place(block, 1, Source::Host(top.host.clone()));
@@ -736,7 +796,7 @@ fn zero_beyond(extents: &Extents, top: &Top, size: u64) -> Result<bool> {
             top.host.read(bytes, at - start)?;
             if bytes.iter().any(|b| *b != 0) {
                 bytes.fill(0);
-                top.host.write(bytes, at - start)?;
+                top.host.put(bytes, at - start)?;
                 written = true;
             }
         }

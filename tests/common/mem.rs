@@ -8,7 +8,7 @@ use std::sync::Arc;
 use pgcowfs::device::mem::MemDevice;
 use pgcowfs::forks::Parts;
 use pgcowfs::map::mem::MemMap;
-use pgcowfs::{Attr, FileId, Fork, Make, Options, Store};
+use pgcowfs::{Attr, Error, FileId, Fork, Make, Options, Store};
 
 /// The size of a block in bytes.
 pub const B: u64 = 8192;
@@ -26,6 +26,18 @@ impl Parts3 {
     }
 
     pub fn open(&self) -> Arc<Store> {
+        self.open_keeping(0)
+    }
+
+    pub fn open_keeping(&self, keep_free_bytes: u64) -> Arc<Store> {
+        self.open_with(Options { keep_free_bytes, ..Options::default() }).unwrap()
+    }
+
+    pub fn try_open(&self) -> Result<Arc<Store>, Error> {
+        self.open_with(Options::default())
+    }
+
+    fn open_with(&self, options: Options) -> Result<Arc<Store>, Error> {
         let parts = Parts {
             dir: "/nowhere".into(),
             id: [7; 16],
@@ -33,7 +45,16 @@ impl Parts3 {
             delta: Arc::new(self.delta.clone()),
             inplace: Arc::new(self.inplace.clone()),
         };
-        Store::open_parts(parts, Options::default(), None).unwrap()
+        Store::open_parts(parts, options, None)
+    }
+
+    /// The same, to be changed on its own.
+    pub fn copy(&self) -> Self {
+        Parts3 {
+            map: self.map.crash_image(),
+            delta: self.delta.crash_image(&mut || true),
+            inplace: self.inplace.crash_image(&mut || true),
+        }
     }
 
     /// What a loss of power leaves if nothing unflushed gets through.

@@ -521,7 +521,7 @@ fn changed_base() {
     );
     // Two states of a base must not be mixed: the fork accepts nothing more, until a new daemon looks again.
     let name = file.to_str().expect("UTF-8");
-    refuses(&store, &["start", "prod"], STORAGE, &[name]);
+    refuses(&store, &["start", "prod"], BAD_INPUT, &[name]);
     store.ok(["umount"]);
     let at = store.start("prod");
     let count = pg.psql(&at, "postgres", "SELECT count(*) FROM kept");

@@ -104,6 +104,48 @@ fn disk_full_under_load() {
     assert_eq!(store.daemon_pid(), daemon);
 }
 
+/// A fork's quota: its statements fail with SQLSTATE 53100, its parent does not notice, and once the quota is raised
+/// it goes on with the same server.
+#[test]
+fn a_quota_stops_one_fork_only() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let store = Store::new();
+    // WAL stays below the quota, so that it is a table that meets it.
+    store.create("main", "max_wal_size = 32MB\nmin_wal_size = 32MB");
+    store.ok(["fork", "main", "bound", "--quota", "160MB"]);
+    let at = store.start("bound");
+    let pid = store.show("bound")["pid"].clone();
+    assert_eq!(store.show("bound")["quota_bytes"], 160 << 20);
+    assert!(store.show("main")["quota_bytes"].is_null(), "the parent has none");
+    let sql = Sql::connect(&at, "postgres").expect("connect");
+    // Unlogged: no WAL for its rows, which could end the server instead.
+    sql.run("CREATE UNLOGGED TABLE filler (n int, t text); ALTER TABLE filler ALTER t SET STORAGE EXTERNAL")
+        .expect("make a table");
+    let insert = "INSERT INTO filler SELECT n, repeat('f', 7000) FROM generate_series(1, 1000) n";
+    let refusal = (0..100).find_map(|_| sql.run(insert).err()).expect("0.7 GB went into a quota of 160 MB");
+    assert_eq!(refusal.state.as_deref(), Some("53100"), "{refusal}");
+    let row = store.show("bound");
+    let used = row["used_bytes"].as_u64().expect("a number");
+    assert!(used > 100 << 20 && used <= 160 << 20, "{used} bytes");
+    // What statfs says of the fork's directory, any program can have.
+    let rest = nix::sys::statvfs::statvfs(&store.path("bound")).expect("statvfs");
+    assert!(rest.blocks() * rest.fragment_size() == 160 << 20, "the quota is the size");
+    assert!(rest.blocks_available() * rest.fragment_size() < 64 << 20, "{used} bytes are used");
+
+    store.ok(["quota", "bound", "none"]);
+    for _ in 0..30 {
+        sql.run(insert).expect("without a quota it goes on");
+    }
+    sql.run("CHECKPOINT").expect("a checkpoint");
+    let rows = sql.number("SELECT count(*) FROM filler").expect("count");
+    assert!(rows >= 30_000 && rows.is_multiple_of(1000), "{rows} rows");
+    assert_eq!(store.show("bound")["pid"], pid, "the server is the same");
+    drop(sql);
+    store.stop("bound");
+}
+
 /// A store cannot be made, nor a fork created, on a disk without space: refused, and no half store is left.
 #[test]
 fn no_space_from_the_start() {

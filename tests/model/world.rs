@@ -151,7 +151,7 @@ impl Rig {
             delta: Arc::new(self.delta.clone()),
             inplace: Arc::new(self.inplace.clone()),
         };
-        Store::open_parts(parts, Options { dirty_limit_bytes: 64 << 10 }, None)
+        Store::open_parts(parts, Options { dirty_limit_bytes: 64 << 10, ..Options::default() }, None)
     }
 }
 

@@ -108,7 +108,8 @@ pub fn record(dir: &Path, clock: &Clock, operations: u64, seed: u64) -> Recordin
     Store::init(dir).expect("make a store");
     let made = clock();
     // A small limit: pages reach the disk in many writes, at many moments.
-    let store = Store::open(dir, Options { dirty_limit_bytes: 1 << 20 }).expect("open it");
+    let store =
+        Store::open(dir, Options { dirty_limit_bytes: 1 << 20, ..Options::default() }).expect("open it");
     let mut workers: Vec<Worker> = (0..WORKERS)
         .map(|n| Worker {
             store: store.clone(),

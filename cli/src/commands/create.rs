@@ -9,7 +9,7 @@ use crate::args::Create;
 use crate::client::Client;
 use crate::config::StoreConfig;
 use crate::error::{Error, Kind, Result};
-use crate::meta::{ForkMeta, Origin};
+use crate::meta::{ForkMeta, Origin, Secret};
 use crate::postgres::binaries::{self, Binaries};
 use crate::postgres::cluster::Cluster;
 use crate::postgres::identity::{self, Identity};
@@ -34,8 +34,12 @@ pub fn run(context: &Context, args: &Create) -> Result<()> {
     let (source, user) = find_source(args, &config)?;
     let mut client = context.client()?;
     check_reach(&user, &client.hello.mountpoint)?;
-    let spec =
-        CreateSpec { fork: args.name.clone(), meta: settings(args, &source, &user), port: args.server.port };
+    let spec = CreateSpec {
+        fork: args.name.clone(),
+        meta: settings(args, &source, &user),
+        port: args.server.port,
+        quota: args.server.quota,
+    };
     let created: Created = client.call(&Request::Create(spec))?;
     let result = fill(context, args, &source, &user, &created);
     let (warnings, row) = match result.and_then(|warnings| Ok((warnings, publish(&mut client, &args.name)?)))
@@ -135,7 +139,7 @@ fn check_reach(user: &OsUser, mountpoint: &Path) -> Result<()> {
 fn settings(args: &Create, source: &Source, user: &OsUser) -> ForkMeta {
     let (pg_version, origin, password, role) = match source {
         Source::Fresh { binaries, password } => {
-            (binaries.major, Origin::Initdb, Some(password.clone()), initdb::SUPERUSER.to_string())
+            (binaries.major, Origin::Initdb, Some(Secret(password.clone())), initdb::SUPERUSER.to_string())
         }
         Source::Existing { cluster, in_place, .. } => {
             let dir = cluster.dir.clone();

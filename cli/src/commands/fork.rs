@@ -31,6 +31,7 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
         listen: args.server.listen.clone(),
         settings: args.server.settings.clone(),
         keep_identity: args.server.keep_identity,
+        quota: args.server.quota,
     }))?;
     for warning in &forked.warnings {
         context.ui.warn(warning);

@@ -37,6 +37,7 @@ pub fn run(context: &Context, args: &Init) -> Result<()> {
             mountpoint: mountpoint.clone(),
             port_range: args.port_range,
             run_as: args.run_as.clone(),
+            keep_free: args.keep_free,
         };
         // Last: it says that the store is complete.
         config.save(paths)?;

@@ -7,6 +7,7 @@ mod init;
 mod list;
 mod mount;
 mod psql;
+mod quota;
 mod rm;
 mod show;
 mod start;
@@ -60,6 +61,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<()> {
         Command::List(_) => list::run(&context),
         Command::Show(args) => show::run(&context, args),
         Command::Path(args) => show::path(&context, args),
+        Command::Quota(args) => quota::run(&context, args),
         Command::Rm(args) => rm::run(&context, args),
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(&context, args),

@@ -66,6 +66,11 @@ pub fn start(
     options: &StartOptions,
 ) -> Result<Duration> {
     let name = &row.name;
+    if let (Some(fault), true) = (&row.fault, row.base_changed) {
+        return Err(Error::new(Kind::BadInput, format!("the base of fork {name:?} has changed"))
+            .cause(fault.clone())
+            .hint("restore the base as it was and mount anew (pgcowfs umount), or remove the fork"));
+    }
     if let Some(fault) = &row.fault {
         return Err(Error::new(Kind::Storage, format!("fork {name:?} accepts nothing any more"))
             .cause(fault.clone())
@@ -75,12 +80,18 @@ pub fn start(
         cluster::check_base(name, base, row.meta.base_mark)?;
     }
     let user = user(row)?;
+    if user.uid == 0 {
+        // PostgreSQL refuses root; what else the store names as its program does not.
+        return Err(Error::new(Kind::BadInput, format!("fork {name:?} would run as root"))
+            .cause("PostgreSQL never does")
+            .hint("make it anew with --run-as USER"));
+    }
     let pg_bin = options.binaries.pg_bin.as_deref().or(row.meta.pg_bin.as_deref());
     let binaries = binaries::find(pg_bin, Some(row.meta.pg_version))?;
     if ports::busy(row.meta.port, &row.meta.listen) {
         return Err(ports::in_use(row.meta.port, Some(name)));
     }
-    sockets::ensure(&context.paths, &row.meta.socket_dir, row.meta.uid, row.meta.gid)?;
+    sockets::ensure(&context.paths, name, &row.meta.socket_dir, row.meta.uid, row.meta.gid)?;
     let mut settings = vec![
         // As the fork's own configuration says, unless it was edited since:
         // what is printed and tested for is what holds.

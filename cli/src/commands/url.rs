@@ -24,6 +24,6 @@ pub fn run(context: &Context, args: &Url) -> Result<()> {
         port: meta.port,
         user: meta.superuser.clone(),
         database,
-        password: meta.password.clone(),
+        password: meta.password.as_deref().map(str::to_string),
     })
 }

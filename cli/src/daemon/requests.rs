@@ -1,6 +1,6 @@
 //! What the daemon does for its clients.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use nix::unistd::Uid;
 use pgcowfs::{Fork, ForkInfo, Store};
 use serde::Serialize;
 
+use super::clients::{self, NoRequest};
 use super::{Daemon, Event, ports, refuse_running, sockets};
 use crate::config::StorePaths;
 use crate::error::{Context, Error, Kind, Result};
@@ -55,8 +56,25 @@ impl Daemon {
         };
         // The forks that this client is making.
         let mut own: Vec<String> = Vec::new();
-        for line in BufReader::new(read_half).lines() {
-            let Ok(line) = line else { break };
+        let mut reader = BufReader::new(read_half);
+        let mut first = true;
+        loop {
+            let line = match clients::read_request(&mut reader, first, clients::PATIENCE) {
+                Ok(Some(line)) => line,
+                Ok(None) => break,
+                Err(NoRequest::Gone(e)) => {
+                    log::info!("a client is gone or too slow: {e}");
+                    break;
+                }
+                Err(NoRequest::TooLong) => {
+                    let most = clients::REQUEST_MAX;
+                    let error = Error::new(Kind::Failed, format!("a request is longer than {most} bytes"))
+                        .hint("give fewer or shorter settings");
+                    send(&mut client, &Reply::Error(error));
+                    break;
+                }
+            };
+            first = false;
             let request = match serde_json::from_str(&line) {
                 Ok(Request::Shutdown { force }) => {
                     let event = Event::Shutdown { force, client };
@@ -122,6 +140,7 @@ impl Daemon {
             Request::Remove { fork } => reply(self.remove(&fork)),
             Request::Sync { fork } => reply(self.sync(&fork)),
             Request::SetPort { fork, port } => reply(self.set_port(&fork, port)),
+            Request::SetQuota { fork, bytes } => reply(self.set_quota(&fork, bytes)),
             // Taken out by `serve`, which has the client to hand over.
             Request::Shutdown { .. } => {
                 reply::<()>(Err(Error::new(Kind::Failed, "a shutdown came the wrong way")))
@@ -167,9 +186,12 @@ impl Daemon {
             depth: info.depth,
             delta_bytes: info.delta_bytes,
             wal_bytes: info.wal_bytes,
+            quota_bytes: info.quota_bytes,
+            used_bytes: info.used_bytes,
             logical_bytes: info.logical_bytes,
             base: info.base.clone(),
             fault: info.fault.clone(),
+            base_changed: info.base_changed,
             pgdata: self.mountpoint.join(&info.name),
             meta: ForkMeta::decode(&info.name, &info.meta)?,
             pid_file: pid_file(&self.store, &info.name),
@@ -193,7 +215,7 @@ impl Daemon {
         let busy = |port| ports::busy(port, &meta.listen);
         meta.port = ports::choose(self.config.port_range, wanted, |port| self.owner(port), busy)?;
         meta.socket_dir = sockets::choose(&self.paths, fork);
-        sockets::ensure(&self.paths, &meta.socket_dir, meta.uid, meta.gid)
+        sockets::ensure(&self.paths, fork, &meta.socket_dir, meta.uid, meta.gid)
     }
 
     /// Refuses a name before anything is made for it.
@@ -215,8 +237,16 @@ impl Daemon {
             Some(base) => self.store.create_on_base(&spec.fork, base, &bytes),
             None => self.store.create(&spec.fork, meta.uid, meta.gid, &bytes),
         };
+        // Before the first file of it is made.
+        let made = made.and_then(|_| match spec.quota {
+            Some(quota) => self.store.set_quota(&spec.fork, Some(quota)),
+            None => Ok(()),
+        });
         if let Err(error) = made {
-            sockets::remove(&meta.socket_dir);
+            if let Err(error) = self.store.remove(&spec.fork) {
+                log::debug!("nothing of {} to remove: {error}", spec.fork);
+            }
+            sockets::remove(&self.paths, &spec.fork);
             return Err(error.into());
         }
         self.incomplete.lock().insert(spec.fork.clone(), meta.clone());
@@ -240,7 +270,7 @@ impl Daemon {
         self.place(&spec.child, spec.port, &mut meta)?;
         let result = self.fork_as(spec, &meta);
         if result.is_err() {
-            sockets::remove(&meta.socket_dir);
+            sockets::remove(&self.paths, &spec.child);
         }
         result
     }
@@ -261,6 +291,7 @@ impl Daemon {
         // The core knows only its own errors, so those of the rules go around it.
         let mut outcome: Result<Vec<String>> = Ok(Vec::new());
         let mut edit = |fork: &Fork| {
+            fork.set_first_quota(spec.quota);
             outcome = identity::apply(&ForkTree(fork), &identity);
             match outcome.is_ok() {
                 true => Ok(()),
@@ -289,24 +320,14 @@ impl Daemon {
 
     fn remove(&self, fork: &str) -> Result<()> {
         let _changes = self.changes.lock();
-        let making = self.incomplete.lock().get(fork).cloned();
-        let meta = match making {
-            Some(meta) => Some(meta),
-            None => {
-                let state = state(&self.store, &self.mountpoint, fork);
-                refuse_running(
-                    fork,
-                    state,
-                    format!("stop it first, or let rm do so: pgcowfs rm --force {fork}"),
-                )?;
-                ForkMeta::decode(fork, &self.store.info(fork)?.meta).ok()
-            }
-        };
+        if !self.incomplete.lock().contains_key(fork) {
+            let state = state(&self.store, &self.mountpoint, fork);
+            let hint = format!("stop it first, or let rm do so: pgcowfs rm --force {fork}");
+            refuse_running(fork, state, hint)?;
+        }
         self.store.remove(fork)?;
         self.incomplete.lock().remove(fork);
-        if let Some(meta) = meta {
-            sockets::remove(&meta.socket_dir);
-        }
+        sockets::remove(&self.paths, fork);
         let server_log = self.paths.server_log(fork);
         if let Err(e) = std::fs::remove_file(&server_log)
             && e.kind() != std::io::ErrorKind::NotFound
@@ -319,6 +340,14 @@ impl Daemon {
 
     fn sync(&self, fork: &str) -> Result<()> {
         Ok(self.store.by_name(fork)?.sync_all()?)
+    }
+
+    fn set_quota(&self, fork: &str, bytes: Option<u64>) -> Result<ForkRow> {
+        let _changes = self.changes.lock();
+        self.info(fork)?;
+        self.store.set_quota(fork, bytes)?;
+        log::info!("the quota of {fork} is {bytes:?}");
+        self.info(fork)
     }
 
     fn set_port(&self, fork: &str, port: u16) -> Result<ForkRow> {
@@ -365,7 +394,7 @@ pub fn refresh(paths: &StorePaths, store: &Store) {
                 meta.socket_dir = place;
                 write_address(store, &info.name, &meta)?;
             }
-            sockets::ensure(paths, &meta.socket_dir, meta.uid, meta.gid)
+            sockets::ensure(paths, &info.name, &meta.socket_dir, meta.uid, meta.gid)
         };
         // The others are not to suffer; its own start will tell.
         if let Err(error) = refresh() {

@@ -46,8 +46,18 @@ fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// Makes the directory, for `uid` only.
-pub fn ensure(paths: &StorePaths, dir: &Path, uid: u32, gid: u32) -> Result<()> {
+/// Makes a fork's directory, for `uid` only. What the store says that it is
+/// must be what it would be: it is handed over to `uid`, and removed with the
+/// fork.
+pub fn ensure(paths: &StorePaths, fork: &str, dir: &Path, uid: u32, gid: u32) -> Result<()> {
+    if dir != choose(paths, fork) {
+        return Err(Error::new(
+            Kind::BadInput,
+            format!("{} is not where fork {fork:?} has its sockets", dir.display()),
+        )
+        .cause("the store names a directory that is not its own")
+        .hint("end the daemon (pgcowfs umount): the next command gives the fork its directory anew"));
+    }
     let parent = dir.parent().unwrap_or(Path::new("/"));
     make(parent, passage_mode())?;
     check_own(parent, Uid::effective().as_raw())?;
@@ -57,7 +67,6 @@ pub fn ensure(paths: &StorePaths, dir: &Path, uid: u32, gid: u32) -> Result<()> 
         chown(dir, Some(uid), Some(gid)).at("hand over", dir)?;
     }
     check_own(dir, uid)?;
-    debug_assert!(parent == paths.run() || parent == short_run(paths));
     Ok(())
 }
 
@@ -82,8 +91,9 @@ fn check_own(dir: &Path, uid: u32) -> Result<()> {
 }
 
 /// Removes a fork's socket directory.
-pub fn remove(dir: &Path) {
-    if let Err(e) = fs::remove_dir_all(dir)
+pub fn remove(paths: &StorePaths, fork: &str) {
+    let dir = choose(paths, fork);
+    if let Err(e) = fs::remove_dir_all(&dir)
         && e.kind() != std::io::ErrorKind::NotFound
     {
         log::warn!("cannot remove {}: {e}", dir.display());
@@ -120,12 +130,14 @@ mod tests {
         let paths = paths(dir.path().to_str().unwrap());
         let (uid, gid) = (Uid::effective().as_raw(), nix::unistd::Gid::effective().as_raw());
         let sockets = choose(&paths, "main");
-        ensure(&paths, &sockets, uid, gid).unwrap();
-        ensure(&paths, &sockets, uid, gid).unwrap();
+        let ensure = |dir: &Path| ensure(&paths, "main", dir, uid, gid);
+        ensure(&sockets).unwrap();
+        ensure(&sockets).unwrap();
+        assert_eq!(ensure(dir.path()).unwrap_err().kind, Kind::BadInput, "not any directory");
         assert_eq!(fs::metadata(&sockets).unwrap().mode() & 0o777, 0o700);
         fs::set_permissions(&sockets, fs::Permissions::from_mode(0o777)).unwrap();
-        assert_eq!(ensure(&paths, &sockets, uid, gid).unwrap_err().kind, Kind::Environment);
-        remove(&sockets);
+        assert_eq!(ensure(&sockets).unwrap_err().kind, Kind::Environment);
+        remove(&paths, "main");
         std::os::unix::fs::symlink("/tmp", &sockets).unwrap();
         assert_eq!(check_own(&sockets, uid).unwrap_err().kind, Kind::Environment);
     }

@@ -15,6 +15,9 @@ use super::tree::DirTree;
 use crate::error::{Context, Error, Kind, Result};
 use crate::ui::{Progress, Ui};
 
+/// The deepest directory that is copied. PostgreSQL's own nest four deep.
+const DEPTH_MAX: usize = 64;
+
 /// What to do, found out before anything is done.
 #[derive(Default)]
 struct Plan {
@@ -153,6 +156,14 @@ impl Plan {
     }
 
     fn directory(&mut self, cluster: &Cluster, from: &Path, rel: &Path) -> Result<()> {
+        if rel.components().count() > DEPTH_MAX {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("{} nests more than {DEPTH_MAX} directories deep", cluster.dir.display()),
+            )
+            .cause(format!("at {}: its links may lead in a circle", from.display()))
+            .hint("remove such links from the data directory"));
+        }
         let meta = fs::metadata(from).at("look at", from)?;
         self.dirs.push((rel.to_path_buf(), meta.permissions().mode() & 0o7777));
         match rel.to_str() {

@@ -62,6 +62,15 @@ impl Grace {
         self.current.lock().clone()
     }
 
+    /// Waits until all who are reading now have left. The caller must not be
+    /// one of them.
+    pub fn wait(&self) {
+        let (left, all_left) = std::sync::mpsc::channel();
+        self.after_readers(move || drop(left));
+        // An error is what is waited for: the sender is gone.
+        let _: Result<(), _> = all_left.recv();
+    }
+
     /// Runs `work` when all who are reading now have left.
     pub fn after_readers(&self, work: impl FnOnce() + Send + 'static) {
         let next = Period::new();

@@ -4,8 +4,10 @@
 //! acknowledged from memory, written past the host's page cache in the
 //! background, and becomes part of the fork when a map commit refers to it.
 //! A slot that a durable map may refer to is never written again before that
-//! reference is gone for good ([`space`], [`grace`]).
+//! reference is gone for good ([`space`], [`grace`]). How much a fork may take is
+//! [`account`]'s.
 
+pub mod account;
 pub mod flush;
 pub mod grace;
 pub mod space;
@@ -17,10 +19,11 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::block::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, Page};
-use crate::device::{Device, DeviceFile, DirectBuf};
+use crate::device::{DeviceFile, DirectBuf};
 use crate::error::{Error, Result};
 use crate::ids::FileId;
-use crate::map::schema::Slot;
+use crate::map::schema::{SLOTS_PER_RECORD, Slot};
+use account::{Account, Need, Room, Tally};
 use flush::FlushState;
 use space::SlotSpace;
 
@@ -29,15 +32,17 @@ const WRITE_BYTES: usize = 1 << 20;
 /// Host space is taken in steps that grow with the file, from one to the other.
 const GROW_MIN_SLOTS: u32 = 32;
 const GROW_MAX_SLOTS: u32 = 8192;
-/// Host space that is left for the block map and for what must never fail:
-/// commits, renames, removals.
-pub const RESERVE_BYTES: u64 = 64 << 20;
+
+/// The most slots of one delta file: nearly 32 TiB.
+const SLOTS_MAX: u32 = u32::MAX - SLOTS_PER_RECORD;
 
 /// One delta file.
 pub struct Delta {
     /// Its number, 1 or more.
     pub id: u32,
-    device: Arc<dyn Device>,
+    room: Arc<Room>,
+    /// The quota of the fork that writes here.
+    pub account: Account,
     file: OnceLock<Arc<dyn DeviceFile>>,
     /// Pages not written yet, by slot number.
     dirty: Mutex<BTreeMap<u32, Arc<Page>>>,
@@ -62,10 +67,11 @@ pub fn file_name(id: u32) -> String {
 impl Delta {
     /// The delta file of number `id`; the host file is opened or made when it is
     /// first needed.
-    pub fn new(device: Arc<dyn Device>, id: u32) -> Arc<Delta> {
+    pub fn new(room: Arc<Room>, id: u32) -> Arc<Delta> {
         Arc::new(Delta {
             id,
-            device,
+            room,
+            account: Account::default(),
             file: OnceLock::new(),
             dirty: Mutex::default(),
             dirty_bytes: AtomicU64::new(0),
@@ -82,7 +88,7 @@ impl Delta {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
-        let file = self.device.open(&file_name(self.id), false).map_err(|e| self.error("opening", e))?;
+        let file = self.room.device.open(&file_name(self.id), false).map_err(|e| self.error("opening", e))?;
         Ok(self.file.get_or_init(|| file))
     }
 
@@ -93,10 +99,10 @@ impl Delta {
         }
         // The name is flushed also if the file is there: an earlier try may
         // have got only that far.
-        let file = self
-            .device
+        let device = &self.room.device;
+        let file = device
             .open(&file_name(self.id), true)
-            .and_then(|f| self.device.flush_names().map(|()| f))
+            .and_then(|f| device.flush_names().map(|()| f))
             .map_err(|e| self.error("making", e))?;
         Ok(self.file.get_or_init(|| file))
     }
@@ -116,31 +122,41 @@ impl Delta {
     }
 
     /// A free slot with space on the host, for `block` of `file`.
-    pub fn take(&self, file: FileId, block: BlockNo) -> Result<Slot> {
+    pub fn take(&self, file: FileId, block: BlockNo, need: Need) -> Result<Slot> {
         let mut space = self.space.lock();
+        let mut runs_ended = false;
         loop {
-            if let Some(index) = space.take(file, block) {
+            let allowed = self.account.left(space.live_bytes(), need) / BLOCK_BYTES;
+            if let Some(index) = space.take(file, block, u32::try_from(allowed).unwrap_or(u32::MAX)) {
                 return Ok(Slot::new(self.id, index));
             }
-            self.grow(&mut space)?;
+            let grown = if allowed > 0 { self.grow(&mut space, need) } else { Err(Error::Quota) };
+            match grown {
+                Ok(()) => {}
+                // Slots that other files' runs have set aside are as good.
+                Err(e) if e.is_full() && !runs_ended => {
+                    space.end_runs();
+                    runs_ended = true;
+                }
+                Err(e) => return Err(e),
+            }
         }
     }
 
-    fn grow(&self, space: &mut SlotSpace) -> Result<()> {
+    fn grow(&self, space: &mut SlotSpace, need: Need) -> Result<()> {
         let file = self.file_for_growth()?;
         if space.host_slots() == 0 {
             let bytes = file.len().map_err(|e| self.error("measuring", e))?;
             if bytes >= BLOCK_BYTES {
-                space.set_host_slots((bytes / BLOCK_BYTES) as u32);
+                space.set_host_slots(u32::try_from(bytes / BLOCK_BYTES).unwrap_or(u32::MAX).min(SLOTS_MAX));
                 return Ok(());
             }
         }
         let have = space.host_slots();
         let mut more = (have / 4).clamp(GROW_MIN_SLOTS, GROW_MAX_SLOTS);
-        let free = self.device.free_bytes().map_err(|e| Error::io("free space of the store", e))?;
-        let room = free.saturating_sub(RESERVE_BYTES) / BLOCK_BYTES;
+        let room = self.room.bytes(need)? / BLOCK_BYTES;
         more = more.min(u32::try_from(room).unwrap_or(u32::MAX));
-        let Some(total) = have.checked_add(more).filter(|_| more > 0) else {
+        let Some(total) = have.checked_add(more).filter(|&total| more > 0 && total <= SLOTS_MAX) else {
             return Err(Error::NoSpace);
         };
         file.allocate(u64::from(have) * BLOCK_BYTES, u64::from(more) * BLOCK_BYTES)
@@ -149,10 +165,47 @@ impl Delta {
         Ok(())
     }
 
+    /// Bytes that a write can still take: what the quota leaves of the host's
+    /// room and of the slots that are free again.
+    pub fn left_bytes(&self) -> Result<u64> {
+        let space = self.space.lock();
+        let live = space.live_bytes();
+        let reusable = (u64::from(space.host_slots()) * BLOCK_BYTES).saturating_sub(live);
+        let host = self.room.bytes(Need::New)?.saturating_add(reusable);
+        Ok(host.min(self.account.left(live, Need::New)))
+    }
+
+    /// Bytes that count against the quota.
+    pub fn used_bytes(&self) -> u64 {
+        self.space.lock().live_bytes() + self.account.in_place_bytes()
+    }
+
+    /// Counts an in-place file of `have` bytes, which grows by `more`, or
+    /// refuses that. `counted` is where the file was counted before.
+    pub fn charge(&self, counted: &mut Option<Tally>, have: u64, more: u64, need: Need) -> Result<()> {
+        // The lock keeps pages from taking the same bytes.
+        let space = self.space.lock();
+        let tally = self.account.tally();
+        let new =
+            if counted.as_ref().is_some_and(|old| Arc::ptr_eq(old, &tally)) { more } else { have + more };
+        if self.account.left(space.live_bytes(), need) < new {
+            return Err(Error::Quota);
+        }
+        if new > more
+            && let Some(old) = counted
+        {
+            old.fetch_sub(have, Ordering::SeqCst);
+        }
+        tally.fetch_add(new, Ordering::SeqCst);
+        *counted = Some(tally);
+        Ok(())
+    }
+
     /// Places a page in a slot that nobody else can refer to yet.
     pub fn put(&self, slot: Slot, page: Arc<Page>) {
         if self.dirty.lock().insert(slot.index(), page).is_none() {
             self.dirty_bytes.fetch_add(BLOCK_BYTES, Ordering::Relaxed);
+            self.room.dirty_bytes.fetch_add(BLOCK_BYTES, Ordering::Relaxed);
         }
     }
 
@@ -179,6 +232,7 @@ impl Delta {
         let mut space = self.space.lock();
         if space.references(index) == 1 && self.dirty.lock().remove(&index).is_some() {
             self.dirty_bytes.fetch_sub(BLOCK_BYTES, Ordering::Relaxed);
+            self.room.dirty_bytes.fetch_sub(BLOCK_BYTES, Ordering::Relaxed);
         }
         space.release(index);
     }
@@ -215,6 +269,7 @@ impl Delta {
                 if dirty.get(index).is_some_and(|now| Arc::ptr_eq(now, page)) {
                     dirty.remove(index);
                     self.dirty_bytes.fetch_sub(BLOCK_BYTES, Ordering::Relaxed);
+                    self.room.dirty_bytes.fetch_sub(BLOCK_BYTES, Ordering::Relaxed);
                 }
             }
             rest = others;
@@ -236,11 +291,17 @@ impl Delta {
 
     /// Removes the host file.
     pub fn remove(&self) -> Result<()> {
-        self.device.remove(&file_name(self.id)).map_err(|e| self.error("removing", e))
+        self.room.device.remove(&file_name(self.id)).map_err(|e| self.error("removing", e))
     }
 
     /// Bytes on the host.
     pub fn host_bytes(&self) -> u64 {
         u64::from(self.space.lock().host_slots()) * BLOCK_BYTES
+    }
+}
+
+impl Drop for Delta {
+    fn drop(&mut self) {
+        self.room.dirty_bytes.fetch_sub(self.dirty_bytes(), Ordering::Relaxed);
     }
 }

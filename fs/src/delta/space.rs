@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use crate::block::BlockNo;
+use crate::block::{BLOCK_BYTES, BlockNo};
 use crate::ids::FileId;
 use crate::map::Batch;
 use crate::map::schema::{SLOT_MAP_BYTES, SLOTS_PER_RECORD, SharedRecord, Slot, SlotsRecord};
@@ -17,38 +17,46 @@ use crate::map::schema::{SLOT_MAP_BYTES, SLOTS_PER_RECORD, SharedRecord, Slot, S
 /// sequential scan is limited by bytes and not by seeks.
 const MAX_RUN: u32 = 64;
 
-/// One count for each slot: a bit, and more for the few with several.
+/// Words of the bits of one bitmap record.
+const WORDS: usize = SLOTS_PER_RECORD as usize / 64;
+
+/// One count for each slot: a bit, and more for the few with several. Kept by
+/// bitmap record, so that memory goes with what is in use.
 #[derive(Clone, Debug, Default)]
 struct Counts {
-    bits: Vec<u64>,
+    bits: HashMap<u32, [u64; WORDS]>,
     more: HashMap<u32, u32>,
     used: u64,
 }
 
 impl Counts {
     fn get(&self, index: u32) -> u32 {
-        let word = self.bits.get(index as usize / 64).copied().unwrap_or(0);
-        if word & (1 << (index % 64)) == 0 {
+        if self.word(index) & (1 << (index % 64)) == 0 {
             return 0;
         }
         self.more.get(&index).copied().unwrap_or(1)
     }
 
+    /// The 64 bits that `index` is among.
+    fn word(&self, index: u32) -> u64 {
+        let words = self.bits.get(&(index / SLOTS_PER_RECORD));
+        words.map_or(0, |words| words[(index % SLOTS_PER_RECORD) as usize / 64])
+    }
+
     fn set(&mut self, index: u32, count: u32) {
-        let (word, bit) = (index as usize / 64, 1u64 << (index % 64));
-        if word >= self.bits.len() {
-            self.bits.resize(word + 1, 0);
-        }
-        let was = self.bits[word] & bit != 0;
+        let words = self.bits.entry(index / SLOTS_PER_RECORD).or_default();
+        let word = &mut words[(index % SLOTS_PER_RECORD) as usize / 64];
+        let bit = 1u64 << (index % 64);
+        let was = *word & bit != 0;
         match (was, count > 0) {
             (false, true) => self.used += 1,
             (true, false) => self.used -= 1,
             _ => {}
         }
         if count > 0 {
-            self.bits[word] |= bit;
+            *word |= bit;
         } else {
-            self.bits[word] &= !bit;
+            *word &= !bit;
         }
         if count > 1 {
             self.more.insert(index, count);
@@ -113,14 +121,20 @@ impl SlotSpace {
         self.host_slots
     }
 
+    /// Bytes of the slots in use.
+    pub fn live_bytes(&self) -> u64 {
+        self.live.used * BLOCK_BYTES
+    }
+
     /// Slots that the durable map refers to.
     pub fn durable_slots(&self) -> u64 {
         self.durable.used
     }
 
     /// A free slot for `block` of `file`, from the file's run if its blocks come
-    /// in order; `None` if the host file must grow first.
-    pub fn take(&mut self, file: FileId, block: BlockNo) -> Option<u32> {
+    /// in order; `None` if the host file must grow first, or `allowed` is 0. No
+    /// more than `allowed` slots are put to use.
+    pub fn take(&mut self, file: FileId, block: BlockNo, allowed: u32) -> Option<u32> {
         let mut want = 1;
         if let Some(run) = self.runs.get_mut(&file) {
             let in_order = block == run.last_block.wrapping_add(1);
@@ -133,7 +147,8 @@ impl SlotSpace {
                 want = (run.len * 2).min(MAX_RUN);
             }
         }
-        let (start, len) = self.find(want)?;
+        let want = want.min(allowed);
+        let (start, len) = if want > 0 { self.find(want)? } else { return None };
         for index in start..start + len {
             self.live.set(index, 1);
         }
@@ -147,6 +162,13 @@ impl SlotSpace {
     /// Ends the run of a file that is no longer written.
     pub fn end_run(&mut self, file: FileId) {
         if let Some(run) = self.runs.remove(&file) {
+            self.give_back(run);
+        }
+    }
+
+    /// Ends all runs: space is short.
+    pub fn end_runs(&mut self) {
+        for run in std::mem::take(&mut self.runs).into_values() {
             self.give_back(run);
         }
     }
@@ -169,8 +191,8 @@ impl SlotSpace {
                 at = 0;
             }
             // Whole words of used slots are skipped at once.
-            if at.is_multiple_of(64) && self.live.bits.get(at as usize / 64) == Some(&u64::MAX) {
-                at += 64;
+            if at.is_multiple_of(64) && self.live.word(at) == u64::MAX {
+                at = at.saturating_add(64);
                 left = left.saturating_sub(64);
                 continue;
             }
@@ -201,7 +223,7 @@ impl SlotSpace {
     /// One more live reference.
     pub fn share(&mut self, index: u32) {
         let count = self.live.get(index);
-        self.live.set(index, count + 1);
+        self.live.set(index, count.saturating_add(1));
     }
 
     /// One live reference less; returns whether the slot is free now.
@@ -222,7 +244,8 @@ impl SlotSpace {
     pub fn plan(&self, delta: u32, added: &[u32], released: &[u32], batch: &mut Batch) -> DurableChange {
         let mut counts: HashMap<u32, u32> = HashMap::new();
         for &index in added {
-            *counts.entry(index).or_insert_with(|| self.durable.get(index)) += 1;
+            let count = counts.entry(index).or_insert_with(|| self.durable.get(index));
+            *count = count.saturating_add(1);
         }
         for &index in released {
             let count = counts.entry(index).or_insert_with(|| self.durable.get(index));
@@ -268,9 +291,8 @@ impl SlotSpace {
 
     fn bitmap(&self, chunk: u32) -> [u8; SLOT_MAP_BYTES] {
         let mut bits = [0; SLOT_MAP_BYTES];
-        let first = (chunk * SLOTS_PER_RECORD / 64) as usize;
-        for (i, bytes) in bits.chunks_exact_mut(8).enumerate() {
-            let word = self.durable.bits.get(first + i).copied().unwrap_or(0);
+        let words = self.durable.bits.get(&chunk).copied().unwrap_or_default();
+        for (word, bytes) in words.iter().zip(bits.chunks_exact_mut(8)) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
         bits
@@ -291,12 +313,12 @@ mod tests {
     fn sequential_blocks_get_sequential_slots() {
         let mut space = SlotSpace::default();
         space.set_host_slots(1000);
-        let slots: Vec<u32> = (0..200).map(|b| space.take(FileId(7), b).unwrap()).collect();
+        let slots: Vec<u32> = (0..200).map(|b| space.take(FileId(7), b, u32::MAX).unwrap()).collect();
         let breaks = slots.windows(2).filter(|w| w[1] != w[0] + 1).count();
         assert_eq!(breaks, 0, "{slots:?}");
         // Another file's random writes take single slots.
-        let a = space.take(FileId(8), 5).unwrap();
-        let b = space.take(FileId(8), 900).unwrap();
+        let a = space.take(FileId(8), 5, u32::MAX).unwrap();
+        let b = space.take(FileId(8), 900, u32::MAX).unwrap();
         assert_ne!(a, b);
     }
 
@@ -304,17 +326,17 @@ mod tests {
     fn a_full_file_must_grow_and_released_slots_come_back() {
         let mut space = SlotSpace::default();
         space.set_host_slots(3);
-        let all: Vec<_> = [9, 4, 7].iter().map(|&b| space.take(FileId(1), b).unwrap()).collect();
-        assert_eq!(space.take(FileId(1), 1), None);
+        let all: Vec<_> = [9, 4, 7].iter().map(|&b| space.take(FileId(1), b, u32::MAX).unwrap()).collect();
+        assert_eq!(space.take(FileId(1), 1, u32::MAX), None);
         assert!(space.release(all[1]));
-        assert_eq!(space.take(FileId(1), 2), Some(all[1]));
+        assert_eq!(space.take(FileId(1), 2, u32::MAX), Some(all[1]));
     }
 
     #[test]
     fn durable_counts_follow_the_batches() {
         let mut space = SlotSpace::default();
         space.set_host_slots(4096);
-        let slot = space.take(FileId(1), 0).unwrap();
+        let slot = space.take(FileId(1), 0, u32::MAX).unwrap();
         let mut batch = Batch::default();
         let change = space.plan(3, &[slot, slot], &[], &mut batch);
         assert_eq!(batch.changes.len(), 2, "a bitmap and a reference count");

@@ -1,18 +1,20 @@
 //! The device under the store: host files that hold pages and WAL segments.
 //!
 //! Everything the store keeps outside the block map goes through these two
-//! traits. [`HostDevice`] is the real one; the tests have one in memory that
+//! traits. [`host::HostDevice`] is the real one; the tests have one in memory that
 //! loses, tears and reorders what was not flushed.
 
+pub mod host;
 pub mod mem;
 pub mod power;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+
+pub use host::HostDevice;
 
 /// Alignment of direct I/O, in memory and on the disk. 4096 serves every disk
 /// in use; those with 512-byte sectors take it too.
@@ -55,102 +57,6 @@ pub trait DeviceFile: Send + Sync {
     }
 }
 
-/// Files in a directory of the host.
-#[derive(Debug)]
-pub struct HostDevice {
-    dir: PathBuf,
-}
-
-impl HostDevice {
-    /// The device for the files in `dir`, which must exist.
-    pub fn new(dir: &Path) -> Self {
-        HostDevice { dir: dir.to_path_buf() }
-    }
-}
-
-impl Device for HostDevice {
-    fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn DeviceFile>> {
-        let path = self.dir.join(name);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(create).mode(0o600);
-        let buffered = options.open(&path)?;
-        // Not every host file system has direct I/O (tmpfs before 6.6 has not);
-        // without it writes go through the page cache, to the same effect.
-        let direct = options.create(false).custom_flags(libc::O_DIRECT).open(&path).ok();
-        Ok(Arc::new(HostFile { buffered, direct }))
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        match std::fs::remove_file(self.dir.join(name)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
-    }
-
-    fn list(&self) -> io::Result<Vec<String>> {
-        std::fs::read_dir(&self.dir)?
-            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-            .collect()
-    }
-
-    fn flush_names(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
-    }
-
-    fn free_bytes(&self) -> io::Result<u64> {
-        let space = host_space(&self.dir)?;
-        Ok(space.blocks_available() as u64 * space.fragment_size() as u64)
-    }
-}
-
-#[derive(Debug)]
-struct HostFile {
-    buffered: File,
-    direct: Option<File>,
-}
-
-impl DeviceFile for HostFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let mut done = 0;
-        while done < buf.len() {
-            match self.buffered.read_at(&mut buf[done..], offset + done as u64) {
-                Ok(0) => {
-                    buf[done..].fill(0);
-                    return Ok(());
-                }
-                Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.buffered.write_all_at(buf, offset)
-    }
-
-    fn write_direct(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.direct.as_ref().unwrap_or(&self.buffered).write_all_at(buf, offset)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.buffered.sync_data()
-    }
-
-    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        let (Ok(start), Ok(size)) = (i64::try_from(offset), i64::try_from(len)) else {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        };
-        nix::fcntl::fallocate(&self.buffered, nix::fcntl::FallocateFlags::empty(), start, size)
-            .map_err(io::Error::from)
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.buffered.metadata()?.len())
-    }
-}
-
 /// A buffer that direct I/O can take.
 pub struct DirectBuf {
     bytes: Vec<u8>,
@@ -187,6 +93,45 @@ impl DirectBuf {
 /// The host's free space below `dir`.
 pub fn host_space(dir: &Path) -> io::Result<nix::sys::statvfs::Statvfs> {
     nix::sys::statvfs::statvfs(dir).map_err(io::Error::from)
+}
+
+/// How many files a process may have open, shared out: each user of many has a
+/// bound of its own, so that no number of forks meets the process's limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileBudget {
+    /// Delta and in-place files, of two descriptors each.
+    pub host_files: usize,
+    /// Files of the block map.
+    pub map_files: usize,
+    /// Files of bases.
+    pub base_files: usize,
+    /// Clients of a daemon, of two descriptors each.
+    pub clients: usize,
+}
+
+/// Below this many open files nothing can be served.
+pub const FILES_MIN: u64 = 128;
+
+impl FileBudget {
+    /// This process's.
+    pub fn of_process() -> FileBudget {
+        match nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE) {
+            Ok((limit, _)) => FileBudget::of(limit),
+            Err(_) => FileBudget::of(1024),
+        }
+    }
+
+    /// Half of the files are for delta and in-place files, three eighths for the
+    /// other three, and an eighth for everything else.
+    fn of(limit: u64) -> FileBudget {
+        let eighth = usize::try_from(limit / 8).unwrap_or(usize::MAX).max(16);
+        FileBudget {
+            host_files: (2 * eighth).min(4096),
+            map_files: eighth.min(256),
+            base_files: eighth.min(512),
+            clients: (eighth / 2).min(128),
+        }
+    }
 }
 
 /// Takes the exclusive lock on an open file, without waiting.

@@ -7,7 +7,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ids::FileId;
 use crate::layer::Body;
 use crate::layer::pending::Unit;
@@ -92,7 +92,7 @@ impl Fork {
     }
 
     /// Returns when commit number `target` is durable.
-    fn commit_up_to(&self, target: u64) -> Result<()> {
+    pub(super) fn commit_up_to(&self, target: u64) -> Result<()> {
         if self.committed.load(Ordering::SeqCst) >= target {
             return Ok(());
         }
@@ -109,10 +109,10 @@ impl Fork {
         }
         match self.commit_units(&units, extra) {
             Ok(_) => Ok(()),
-            Err(Error::NoSpace) => {
+            Err(e) if e.is_full() => {
                 backlog.units = frozen;
                 self.head.lock().take_back(unit);
-                Err(Error::NoSpace)
+                Err(e)
             }
             Err(e) => {
                 self.poison(&e);
@@ -135,7 +135,7 @@ impl Fork {
     /// Makes the data that units refer to durable.
     pub(super) fn flush_units(&self, units: &[&Unit]) -> Result<()> {
         if units.iter().any(|u| !u.pending.added.is_empty()) {
-            self.delta()?.flush()?;
+            self.delta().flush()?;
         }
         for host in units.iter().flat_map(|u| u.pending.hosts.values()) {
             host.flush()?;
@@ -145,8 +145,7 @@ impl Fork {
 
     /// Writes dirty pages to the delta file, without making them durable.
     pub(super) fn write_back(&self) {
-        let Ok(delta) = self.delta() else { return };
-        if let Err(e) = delta.write_out() {
+        if let Err(e) = self.delta().write_out() {
             self.poison_unless_full(&e);
         }
     }
@@ -161,7 +160,7 @@ impl Fork {
 
 impl Head {
     /// The commit that makes everything up to now durable.
-    fn target(&self) -> u64 {
+    pub(super) fn target(&self) -> u64 {
         if self.pending.is_empty() { self.seq - 1 } else { self.seq }
     }
 

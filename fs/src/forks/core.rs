@@ -7,9 +7,9 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use crate::delta::Delta;
+use crate::delta::account::Room;
 use crate::delta::grace::Grace;
-use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{FileId, ForkId, LayerId};
 use crate::inplace::HostFiles;
 use crate::layer::pending::{HostChange, Unit};
@@ -31,7 +31,7 @@ pub struct Core {
     /// The block map.
     pub map: Arc<dyn Map>,
     /// Where delta files live.
-    pub delta_device: Arc<dyn Device>,
+    pub delta_room: Arc<Room>,
     /// In-place files.
     pub hosts: Arc<HostFiles>,
     /// When superseded slots may be used again.
@@ -64,14 +64,17 @@ pub struct Ids {
 }
 
 macro_rules! next {
-    ($(#[$doc:meta])* $name:ident, $field:ident, $type:ty) => {
+    ($(#[$doc:meta])* $name:ident, $field:ident, $type:ty, $end:expr) => {
         $(#[$doc])*
         pub fn $name(&self) -> Result<$type> {
             let mut state = self.state.lock();
             let (used, stored) = &mut *state;
             if used.$field >= stored.$field {
                 let mut more = *stored;
-                more.$field = used.$field + ID_STEP as $type;
+                more.$field = match used.$field.checked_add(ID_STEP as $type) {
+                    Some(end) if end < $end => end,
+                    _ => return Err(Error::Damaged(concat!("there are no unused numbers left: ", stringify!($field)).into())),
+                };
                 let mut batch = Batch::default();
                 batch.put(more.encode());
                 self.map.commit(&batch)?;
@@ -91,24 +94,43 @@ impl Ids {
 
     next!(
         /// A new file's id.
-        next_file, file, u64
+        next_file, file, u64, FileId::END
     );
     next!(
         /// A new layer's id.
-        next_layer, layer, u64
+        next_layer, layer, u64, 1 << 56
     );
     next!(
         /// A new fork's id.
-        next_fork, fork, u32
+        next_fork, fork, u32, ForkId::END
     );
     next!(
         /// A new delta file's number.
-        next_delta, delta, u32
+        next_delta, delta, u32, u32::MAX
     );
     next!(
         /// A new host file's number.
-        next_host, host, u64
+        next_host, host, u64, 1 << 56
     );
+
+    /// Goes on above what is found in use. The counters are always above that,
+    /// unless somebody has set them back; then no number is given out twice.
+    pub fn seen(&self, found: Counters) {
+        let mut state = self.state.lock();
+        let (used, stored) = &mut *state;
+        for counters in [used, stored] {
+            counters.file = counters.file.max(found.file);
+            counters.layer = counters.layer.max(found.layer);
+            counters.fork = counters.fork.max(found.fork);
+            counters.delta = counters.delta.max(found.delta);
+            counters.host = counters.host.max(found.host);
+        }
+    }
+
+    /// The same for files.
+    pub fn seen_file(&self, file: FileId) {
+        self.seen(Counters { file: file.0, ..Counters::default() });
+    }
 
     /// The counters as they are, for a clean end.
     pub fn used(&self) -> Counters {
@@ -123,7 +145,12 @@ impl Core {
             return delta.clone();
         }
         let mut deltas = self.deltas.write();
-        deltas.entry(id).or_insert_with(|| Delta::new(self.delta_device.clone(), id)).clone()
+        deltas.entry(id).or_insert_with(|| Delta::new(self.delta_room.clone(), id)).clone()
+    }
+
+    /// The delta file with most pages that are not written yet.
+    pub fn dirtiest(&self) -> Option<Arc<Delta>> {
+        self.deltas.read().values().max_by_key(|delta| delta.dirty_bytes()).cloned()
     }
 
     /// Makes units durable, all or none, with the changes in `extra`: their

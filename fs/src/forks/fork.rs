@@ -41,6 +41,8 @@ pub struct Fork {
     /// Why nothing more is accepted.
     pub(super) fault: Mutex<Option<String>>,
     pub(super) faulty: AtomicBool,
+    /// Whether it is its base that has changed.
+    pub(super) base_changed: AtomicBool,
 }
 
 /// Frozen layers whose commit found no space; the next commit begins with them.
@@ -134,6 +136,7 @@ impl Fork {
             removed: AtomicBool::new(false),
             fault: Mutex::new(None),
             faulty: AtomicBool::new(false),
+            base_changed: AtomicBool::new(false),
         })
     }
 
@@ -175,7 +178,10 @@ impl Fork {
     /// durable, and nobody can tell any more which of the two is read.
     pub(super) fn poison(&self, e: &Error) {
         log::error!("fork {:?} stops: {e}", self.name);
-        self.fault.lock().get_or_insert_with(|| e.to_string());
+        self.fault.lock().get_or_insert_with(|| {
+            self.base_changed.store(matches!(e, Error::BaseChanged { .. }), Ordering::SeqCst);
+            e.to_string()
+        });
         self.faulty.store(true, Ordering::SeqCst);
     }
 
@@ -185,9 +191,9 @@ impl Fork {
     }
 
     /// The delta file that the fork writes to.
-    pub(super) fn delta(&self) -> Result<Arc<Delta>> {
+    pub(super) fn delta(&self) -> Arc<Delta> {
         let id = self.record.lock().delta;
-        Ok(self.core.delta(id))
+        self.core.delta(id)
     }
 
     /// Loads the page table of a file that nobody has needed yet; without the
@@ -252,9 +258,7 @@ impl Fork {
             let freed = orphan.owned_slots();
             self.core.release_after_readers(freed);
         }
-        if let Ok(delta) = self.delta() {
-            delta.space().end_run(file);
-        }
+        self.delta().space().end_run(file);
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::ids::{FileId, LayerId};
-use crate::map::schema::{self, BlockRecord, LayerRecord, tag};
+use crate::map::schema::{self, BlockRecord, LayerRecord, QuotaRecord, tag};
 use crate::map::{Batch, prefix_end};
 
 use super::store::{Background, Store};
@@ -44,6 +44,7 @@ impl Store {
         };
         let mut batch = Batch::default();
         batch.delete(key);
+        batch.delete(QuotaRecord::key(id));
         self.core.map.commit(&batch)?;
         if let Some(fork) = &fork {
             let mut head = fork.head.lock();
@@ -222,7 +223,7 @@ impl Store {
             }
             let enough = if look == 0 { 1 } else { WRITE_BACK_BYTES };
             for fork in store.loaded() {
-                if fork.delta().is_ok_and(|d| d.dirty_bytes() >= enough) && fork.fault().is_none() {
+                if fork.delta().dirty_bytes() >= enough && fork.fault().is_none() {
                     fork.write_back();
                 }
             }

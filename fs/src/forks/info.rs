@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use crate::block::BLOCK_BYTES;
+use crate::delta::account::Need;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::ids::{ForkId, LayerId};
@@ -13,6 +15,7 @@ use crate::inplace::WAL_CHUNK_BLOCKS;
 use crate::layer::tree;
 use crate::map::schema::ForkRecord;
 
+use super::fork::Fork;
 use super::store::Store;
 
 /// One fork as the store knows it.
@@ -37,12 +40,18 @@ pub struct ForkInfo {
     pub delta_bytes: u64,
     /// Those of them that are WAL segments in host files of their own.
     pub wal_bytes: u64,
+    /// How much its own writes may take of the disk.
+    pub quota_bytes: Option<u64>,
+    /// What they take: what counts against a quota.
+    pub used_bytes: u64,
     /// Sum of the sizes of its files.
     pub logical_bytes: u64,
     /// The base directory at the bottom.
     pub base: Option<PathBuf>,
     /// Why the fork accepts nothing any more, if so.
     pub fault: Option<String>,
+    /// Whether the fault is that its base has changed.
+    pub base_changed: bool,
 }
 
 /// What the store holds.
@@ -63,11 +72,9 @@ pub struct Status {
 /// Host space, in bytes and files.
 #[derive(Clone, Copy, Debug)]
 pub struct Space {
-    /// Size of the host file system.
+    /// Size of the host file system, or the quota if that is less.
     pub total: u64,
-    /// Free bytes.
-    pub free: u64,
-    /// Free bytes for this user.
+    /// Bytes that can still be written.
     pub available: u64,
     /// Files at most.
     pub files: u64,
@@ -124,7 +131,7 @@ impl Store {
             depth += 1;
             exclusive &= info.children == 1;
             if exclusive {
-                pages += info.record.pages;
+                pages = pages.saturating_add(info.record.pages);
                 own.push(at);
             }
             at = info.record.parent;
@@ -132,6 +139,7 @@ impl Store {
         drop(layers);
         let own_hosts = wal.values().filter(|users| users.iter().all(|l| own.contains(l))).count() as u64;
         let wal_bytes = own_hosts * u64::from(WAL_CHUNK_BLOCKS) * BLOCK_BYTES;
+        let delta = self.core.delta(record.delta);
         ForkInfo {
             id: record.id,
             name: record.name.clone(),
@@ -140,10 +148,13 @@ impl Store {
             incomplete: record.incomplete,
             meta: record.meta.clone(),
             depth,
-            delta_bytes: pages * BLOCK_BYTES + wal_bytes,
+            delta_bytes: pages.saturating_mul(BLOCK_BYTES).saturating_add(wal_bytes),
             wal_bytes,
+            quota_bytes: delta.account.quota(),
+            used_bytes: delta.used_bytes(),
             logical_bytes,
             base: (!record.base.is_empty()).then(|| PathBuf::from(&record.base)),
+            base_changed: fork.as_ref().is_some_and(|f| f.base_changed.load(Ordering::SeqCst)),
             fault: fork.and_then(|f| f.fault()),
         }
     }
@@ -165,18 +176,25 @@ impl Store {
         })
     }
 
-    /// The host's space below the store.
-    pub fn space(&self) -> Result<Space> {
+    /// The host's space below the store, as far as a writer can have it: in
+    /// that fork, or where no fork is named, in one without a quota.
+    pub fn space(&self, fork: Option<&Fork>) -> Result<Space> {
         let s = device::host_space(&self.core.dir).map_err(|e| Error::io("free space of the store", e))?;
         let unit = s.fragment_size();
-        let reserve = crate::delta::RESERVE_BYTES;
-        Ok(Space {
+        let mut space = Space {
             total: s.blocks() * unit,
-            free: (s.blocks_free() * unit).saturating_sub(reserve),
-            available: (s.blocks_available() * unit).saturating_sub(reserve),
+            available: self.core.delta_room.bytes(Need::New)?,
             files: s.files(),
             files_free: s.files_free(),
-        })
+        };
+        if let Some(fork) = fork {
+            let delta = fork.delta();
+            space.available = delta.left_bytes()?;
+            if let Some(quota) = delta.account.quota() {
+                space.total = space.total.min(quota);
+            }
+        }
+        Ok(space)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::inplace::Extents;
 use crate::layer::pending::Unit;
 use crate::layer::{Body, Inode, PageTable, Pages, State, Table};
 use crate::map::Batch;
-use crate::map::schema::{ForkRecord, LayerRecord, Time};
+use crate::map::schema::{ForkRecord, LayerRecord, QuotaRecord, Time};
 
 use super::core::LayerInfo;
 use super::fork::{Fork, Head};
@@ -259,7 +259,7 @@ impl Store {
             base: parent.record.lock().base.clone(),
         };
         // Most of what is dirty is on the disk before anybody has to wait.
-        parent.delta()?.write_out().inspect_err(|e| parent.poison_unless_full(e))?;
+        parent.delta().write_out().inspect_err(|e| parent.poison_unless_full(e))?;
         parent.wait_for_parts();
 
         let mut backlog = parent.commit.lock();
@@ -275,6 +275,7 @@ impl Store {
             head.layer = above;
             head.below = unit.state.clone();
             head.pages = 0;
+            parent.delta().account.forget_in_place();
             (unit, held.elapsed())
         };
         let frozen = unit.layer.id;
@@ -302,6 +303,9 @@ impl Store {
             extra.put(parent_record.encode());
             extra.put(child_record.encode());
             extra.put(above_record.encode());
+            if let Some(bytes) = fork.quota() {
+                extra.put(QuotaRecord::encode(fork.id(), bytes));
+            }
             let all: Vec<&Unit> = backlog.units.iter().chain([&child_unit]).collect();
             let (parents, own) = all.split_at(backlog.units.len());
             fork.flush_units(own)?;

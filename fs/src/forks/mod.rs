@@ -10,6 +10,7 @@ mod info;
 mod make;
 mod names;
 mod paths;
+mod quota;
 mod read;
 mod store;
 mod write;
@@ -25,10 +26,15 @@ pub struct Options {
     /// Unflushed data of one fork is kept below this many bytes, so that a
     /// commit or a fork has little to wait for.
     pub dirty_limit_bytes: u64,
+    /// Unflushed data of all forks together is kept below about this many.
+    pub dirty_total_bytes: u64,
+    /// Bytes of the store's disk that forks leave free; less than
+    /// [`crate::delta::account::RESERVE_BYTES`] counts as that much.
+    pub keep_free_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { dirty_limit_bytes: 16 << 20 }
+        Options { dirty_limit_bytes: 16 << 20, dirty_total_bytes: 256 << 20, keep_free_bytes: 0 }
     }
 }

@@ -8,30 +8,18 @@ use parking_lot::MutexGuard;
 use crate::attr::{Attr, DirEntry, Kind, Make, RenameMode, SetAttr, SetTime};
 use crate::class::{self, Class, Role};
 use crate::error::{Error, Result};
-use crate::ids::FileId;
+use crate::ids::{FILE_NAME_MAX, FileId, check_file_name};
 use crate::inplace::Extents;
 use crate::layer::{Body, Inode, NameKey, Pages, Table};
 use crate::map::schema::Time;
 
 use super::fork::{Fork, Head, Orphan, REMOVED_DIRS};
 
-/// The longest file name in bytes (`NAME_MAX`).
-const NAME_MAX: usize = 255;
 /// The most names of one file (as ext4).
 const LINK_MAX: u32 = 65_000;
 
 /// The state, and what a name in it leads to.
 type Found<'a> = (MutexGuard<'a, Head>, Option<(FileId, Kind)>);
-
-fn check_name(name: &[u8]) -> Result<()> {
-    if name.len() > NAME_MAX {
-        return Err(Error::NameTooLong);
-    }
-    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
-        return Err(Error::Invalid("not a file name"));
-    }
-    Ok(())
-}
 
 fn key(dir: FileId, name: &[u8]) -> NameKey {
     (dir, name.into())
@@ -111,7 +99,7 @@ impl Head {
                 true
             });
         }
-        self.pages -= dropped.len() as u64;
+        self.pages = self.pages.saturating_sub(dropped.len() as u64);
         let change = self.pending.file(file);
         change.blocks.clear();
         change.cleared.clear();
@@ -132,7 +120,7 @@ impl Head {
 impl Fork {
     /// The file of a name.
     pub fn lookup(&self, dir: FileId, name: &[u8]) -> Result<Attr> {
-        if name.len() > NAME_MAX {
+        if name.len() > FILE_NAME_MAX {
             return Err(Error::NameTooLong);
         }
         let head = self.head()?;
@@ -171,7 +159,7 @@ impl Fork {
     /// Makes a file, directory, link or node. `perm` has the umask applied
     /// already. Fails with [`Error::Exists`] if the name is taken.
     pub fn make(&self, dir: FileId, name: &[u8], what: Make, perm: u16, uid: u32, gid: u32) -> Result<Attr> {
-        check_name(name)?;
+        check_file_name(name)?;
         if let Make::Symlink(target) = &what
             && target.len() >= libc::PATH_MAX as usize
         {
@@ -300,7 +288,7 @@ impl Fork {
 
     /// Gives a file one more name.
     pub fn link(&self, file: FileId, new_dir: FileId, new_name: &[u8]) -> Result<Attr> {
-        check_name(new_name)?;
+        check_file_name(new_name)?;
         self.settle_for(file, new_dir, new_name)?;
         let mut head = self.head_mut()?;
         if head.is_orphan(file) {
@@ -338,7 +326,7 @@ impl Fork {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
-        check_name(new_name)?;
+        check_file_name(new_name)?;
         let moving = self.head()?.find(dir, name)?.0;
         self.settle_for(moving, new_dir, new_name)?;
         let (mut head, target) = self.head_with_name(new_dir, new_name)?;
@@ -413,11 +401,16 @@ impl Fork {
     }
 
     fn settle_tree(&self, dir: FileId) -> Result<()> {
-        for entry in self.read_dir(dir)? {
-            match entry.kind {
-                Kind::Directory => self.settle_tree(entry.file)?,
-                Kind::File => self.settle(entry.file)?,
-                _ => {}
+        // No recursion, here and below: directories nest as deep as their
+        // owner likes.
+        let mut dirs = vec![dir];
+        while let Some(dir) = dirs.pop() {
+            for entry in self.read_dir(dir)? {
+                match entry.kind {
+                    Kind::Directory => dirs.push(entry.file),
+                    Kind::File => self.settle(entry.file)?,
+                    _ => {}
+                }
             }
         }
         Ok(())
@@ -489,11 +482,26 @@ impl Fork {
         if kind != Kind::Directory {
             return self.unlink(dir, name);
         }
-        let file = self.lookup(dir, name)?.file;
-        for entry in self.read_dir(file)? {
-            self.remove_entry(file, &entry.name, entry.kind)?;
+        let mut left: Vec<(FileId, Box<[u8]>, FileId)> =
+            vec![(dir, name.into(), self.lookup(dir, name)?.file)];
+        while let Some((dir, name, file)) = left.last() {
+            let (dir, name, file) = (*dir, name.clone(), *file);
+            let mut empty = true;
+            for entry in self.read_dir(file)? {
+                if entry.kind == Kind::Directory {
+                    left.push((file, entry.name, entry.file));
+                    empty = false;
+                } else {
+                    self.unlink(file, &entry.name)?;
+                }
+            }
+            // Seen again once everything above it on the stack is gone.
+            if empty {
+                self.rmdir(dir, &name)?;
+                left.pop();
+            }
         }
-        self.rmdir(dir, name)
+        Ok(())
     }
 
     /// Whether the fork is gone.
@@ -519,23 +527,20 @@ impl Head {
 
     /// Gives a directory its role, and those below it theirs.
     fn set_role(&mut self, dir: FileId, role: Role) -> Result<()> {
-        if self.inode(dir)?.role == role {
-            return Ok(());
-        }
-        self.inode_mut(dir)?.role = role;
-        self.changed(dir);
-        if role == Role::Scratch {
-            self.state.scratch_dirs.insert(dir);
-        } else {
-            self.state.scratch_dirs.remove(&dir);
-        }
-        let below: Vec<(FileId, Role)> = self
-            .entries(dir)
-            .filter(|(_, (_, kind))| *kind == Kind::Directory)
-            .map(|((_, name), (file, _))| (*file, role.of_child(name)))
-            .collect();
-        for (file, role) in below {
-            self.set_role(file, role)?;
+        let mut left = vec![(dir, role)];
+        while let Some((dir, role)) = left.pop() {
+            if self.inode(dir)?.role == role {
+                continue;
+            }
+            self.inode_mut(dir)?.role = role;
+            self.changed(dir);
+            if role == Role::Scratch {
+                self.state.scratch_dirs.insert(dir);
+            } else {
+                self.state.scratch_dirs.remove(&dir);
+            }
+            let below = self.entries(dir).filter(|(_, (_, kind))| *kind == Kind::Directory);
+            left.extend(below.map(|((_, name), (file, _))| (*file, role.of_child(name))));
         }
         Ok(())
     }

@@ -6,6 +6,9 @@ use crate::ids::FileId;
 
 use super::fork::Fork;
 
+/// The largest file that is read as a whole.
+const READ_FILE_MAX: u64 = 64 << 20;
+
 impl Fork {
     /// The file at a path relative to the fork's top directory; symbolic links
     /// are not followed.
@@ -20,6 +23,10 @@ impl Fork {
     /// A file's contents.
     pub fn read_file(&self, path: &str) -> Result<Vec<u8>> {
         let attr = self.resolve(path)?;
+        // Whoever owns the fork's files can make them of any size.
+        if attr.size > READ_FILE_MAX {
+            return Err(Error::TooLarge);
+        }
         let mut bytes = Vec::new();
         self.read(attr.file, 0, attr.size as usize, &mut bytes)?;
         Ok(bytes)

@@ -18,9 +18,11 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::base;
 use crate::block::{BLOCK_BYTES, BlockNo};
-use crate::delta;
+use crate::delta::account::{Need, Room};
 use crate::delta::grace::Grace;
+use crate::delta::{self, Delta};
 use crate::device::{self, Device, HostDevice};
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ForkId, LayerId};
@@ -28,7 +30,8 @@ use crate::inplace::{Extents, HostFiles, Source, resolve_after_crash};
 use crate::layer::{Body, State, load};
 use crate::map::rocks::RocksMap;
 use crate::map::schema::{
-    Counters, ExtentsRecord, ForkRecord, LayerRecord, STORE_VERSION, SharedRecord, SlotsRecord, tag,
+    Counters, ExtentsRecord, ForkRecord, LayerRecord, QuotaRecord, STORE_VERSION, SharedRecord, SlotsRecord,
+    tag,
 };
 use crate::map::{Batch, Map, prefix_end};
 
@@ -111,7 +114,14 @@ fn encode_store_file(id: &[u8; 16]) -> [u8; STORE_FILE_BYTES] {
 
 fn read_store_file(dir: &Path) -> Result<[u8; 16]> {
     let path = dir.join(STORE_FILE);
-    let bytes = match std::fs::read(&path) {
+    let read = || {
+        use std::os::unix::fs::OpenOptionsExt;
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path)?;
+        let mut bytes = Vec::new();
+        // One more than it has, to tell a longer one.
+        file.take(STORE_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).map(|_| bytes)
+    };
+    let bytes = match read() {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && dir.is_dir() => {
             return Err(bad_store(dir, "this directory is not a pgcowfs store: it has no STORE file"));
@@ -228,12 +238,13 @@ impl Store {
             let ids = ids.clone();
             Arc::new(move || ids.next_host()) as Arc<dyn Fn() -> Result<u64> + Send + Sync>
         };
+        let keep = options.keep_free_bytes;
         let core = Arc::new(Core {
             dir: parts.dir,
             options,
             map,
-            delta_device: parts.delta,
-            hosts: HostFiles::new(parts.inplace, parts.id, next),
+            delta_room: Room::new(parts.delta, keep),
+            hosts: HostFiles::new(Room::new(parts.inplace, keep), parts.id, next),
             grace: Grace::new(),
             deltas: RwLock::default(),
             layers: Mutex::default(),
@@ -272,6 +283,7 @@ impl Store {
                 layers.insert(record.id, LayerInfo { record, children: 0, head_of: None });
                 Ok(true)
             })?;
+            check_tree_of_layers(&layers)?;
             let parents: Vec<LayerId> = layers.values().map(|l| l.record.parent).collect();
             for parent in parents.into_iter().filter(|p| p.0 != 0) {
                 match layers.get_mut(&parent) {
@@ -300,7 +312,14 @@ impl Store {
             Ok(true)
         })?;
         core.hosts.remove_unrecorded()?;
+        let mut quotas = HashMap::new();
+        scan(&*core.map, tag::QUOTA, &mut |k, v| {
+            let (fork, bytes) = QuotaRecord::decode(k, v)?;
+            quotas.insert(fork, bytes);
+            Ok(true)
+        })?;
 
+        self.check_unused_ids(&forks)?;
         let mut unfinished = Vec::new();
         for record in forks {
             {
@@ -311,8 +330,15 @@ impl Store {
                         record.name, record.head
                     )));
                 };
+                if info.head_of.is_some() || info.children > 0 {
+                    return Err(Error::Damaged(format!(
+                        "fork {:?} does not have layer {} for itself",
+                        record.name, record.head
+                    )));
+                }
                 info.head_of = Some(record.id);
             }
+            core.delta(record.delta).account.set_quota(quotas.get(&record.id).copied());
             if record.incomplete {
                 unfinished.push(record.name.clone());
             }
@@ -331,8 +357,28 @@ impl Store {
         Ok(())
     }
 
+    /// The counters are above all that is in use, and no two forks share what
+    /// each has for itself.
+    fn check_unused_ids(&self, forks: &[ForkRecord]) -> Result<()> {
+        let core = &self.core;
+        let (mut ids, mut names, mut deltas) = (HashSet::new(), HashSet::new(), HashSet::new());
+        for fork in forks {
+            if !(ids.insert(fork.id) && names.insert(&fork.name) && deltas.insert(fork.delta)) {
+                return Err(Error::Damaged(format!("fork {:?} is there twice", fork.name)));
+            }
+        }
+        core.ids.seen(Counters {
+            file: 0,
+            layer: core.layers.lock().keys().map(|l| l.0).max().unwrap_or(0),
+            fork: ids.iter().map(|f| f.0).max().unwrap_or(0),
+            delta: deltas.into_iter().chain(core.deltas.read().keys().copied()).max().unwrap_or(0),
+            host: core.extents.lock().values().flatten().copied().max().unwrap_or(0),
+        });
+        Ok(())
+    }
+
     fn remove_unused_deltas(&self, in_use: &HashSet<u32>) -> Result<()> {
-        let device = &self.core.delta_device;
+        let device = &self.core.delta_room.device;
         let recorded: HashSet<u32> = self.core.deltas.read().keys().copied().collect();
         for name in device.list().map_err(|e| Error::io("delta directory", e))? {
             let known = name.parse().is_ok_and(|id: u32| {
@@ -383,12 +429,17 @@ impl Store {
     fn load(&self, record: ForkRecord) -> Result<Arc<Fork>> {
         let core = &self.core;
         let info = self.layer(record.head)?;
-        let below = self.state_of(info.record.parent)?;
+        let roots = match record.base.as_str() {
+            "" => Vec::new(),
+            base => base::roots(Path::new(base)),
+        };
+        let below = self.state_of(info.record.parent, &roots)?;
         let mut state = below.clone();
-        load::layer(&mut state, record.head, &*core.map, &core.hosts)?;
-        load::check_root(&state)?;
+        core.ids.seen_file(load::layer(&mut state, record.head, &*core.map, &core.hosts, &roots)?);
+        load::check_tree(&state)?;
         let mut head = Head::new(record.head, info.record.parent, state, below, info.record.pages);
-        self.resolve_in_place(&mut head)?;
+        let delta = core.delta(record.delta);
+        self.resolve_in_place(&mut head, &delta)?;
         Ok(Fork::new(core.clone(), record, head))
     }
 
@@ -401,7 +452,7 @@ impl Store {
     }
 
     /// The state of a frozen layer, built from the nearest one that is known.
-    fn state_of(&self, layer: LayerId) -> Result<State> {
+    fn state_of(&self, layer: LayerId, roots: &[PathBuf]) -> Result<State> {
         let mut chain = Vec::new();
         let mut at = layer;
         let mut state = loop {
@@ -416,7 +467,8 @@ impl Store {
             at = info.record.parent;
         };
         for (layer, children) in chain.into_iter().rev() {
-            load::layer(&mut state, layer, &*self.core.map, &self.core.hosts)?;
+            let highest = load::layer(&mut state, layer, &*self.core.map, &self.core.hosts, roots)?;
+            self.core.ids.seen_file(highest);
             if children > 1 {
                 self.states.lock().insert(layer, state.clone());
             }
@@ -428,8 +480,9 @@ impl Store {
         self.states.lock().remove(&layer);
     }
 
-    /// Finds what was written in place since the last commit before a crash.
-    fn resolve_in_place(&self, head: &mut Head) -> Result<()> {
+    /// Finds what was written in place since the last commit before a crash,
+    /// and counts the files for the fork that writes to `delta`.
+    fn resolve_in_place(&self, head: &mut Head, delta: &Delta) -> Result<()> {
         let files: Vec<FileId> = {
             let extents = self.core.extents.lock();
             extents.keys().filter(|(layer, _)| *layer == head.layer).map(|(_, file)| *file).collect()
@@ -447,6 +500,9 @@ impl Store {
                 None => Ok(()),
             };
             let Body::InPlace(extents, _) = &mut inode.body else { continue };
+            for host in extents.written_hosts() {
+                host.count_for(delta, Need::Acknowledged)?;
+            }
             let resolved = resolve_after_crash(Arc::make_mut(extents), size, &self.core.hosts, &below)?;
             if resolved.found {
                 head.changed(file);
@@ -519,6 +575,29 @@ impl Store {
         batch.put(self.core.ids.used().encode());
         first = first.and(self.core.map.commit(&batch));
         first.and(self.core.map.close())
+    }
+}
+
+/// Each layer comes down to a bottom one: no walk from parent to parent is
+/// without an end.
+fn check_tree_of_layers(layers: &HashMap<LayerId, LayerInfo>) -> Result<()> {
+    let mut children: HashMap<LayerId, Vec<LayerId>> = HashMap::new();
+    for info in layers.values() {
+        children.entry(info.record.parent).or_default().push(info.record.id);
+    }
+    let mut reached = 0;
+    let mut left = vec![LayerId(0)];
+    while let Some(layer) = left.pop() {
+        let above = children.remove(&layer).unwrap_or_default();
+        reached += above.len();
+        left.extend(above);
+    }
+    match layers.values().find(|info| children.contains_key(&info.record.parent)) {
+        Some(info) if reached < layers.len() => Err(Error::Damaged(format!(
+            "layer {} does not come down to a bottom layer: its parent {} is missing from the block map, or lies above it",
+            info.record.id, info.record.parent
+        ))),
+        _ => Ok(()),
     }
 }
 

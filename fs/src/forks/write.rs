@@ -2,16 +2,18 @@
 //! table at it. The disk is not waited for; a commit makes it durable.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::block::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, MAX_FILE_BYTES, Page, Part, blocks_for, parts};
 use crate::class::Class;
 use crate::delta::Delta;
+use crate::delta::account::Need;
 use crate::error::{Error, Result};
 use crate::ids::FileId;
 use crate::inplace::{HostFile, chunk_blocks};
 use crate::layer::tree::Entry;
-use crate::layer::{Body, PageTable, Pages, Place, Table};
+use crate::layer::{Body, HIDDEN_MAX, PageTable, Pages, Place, Table};
 use crate::map::schema::Slot;
 
 use super::fork::{Fork, Head, Staged};
@@ -53,18 +55,17 @@ impl Fork {
             }
         };
         match class {
-            None => self.write_in_place(file, offset, data, end),
+            None => self.write_in_place(file, offset, data, end, Need::New),
             Some(class) => self.write_pages(file, class, offset, data, end),
         }
     }
 
     fn write_pages(&self, file: FileId, class: Class, offset: u64, data: &[u8], end: u64) -> Result<()> {
-        let delta = self.delta()?;
-        if delta.dirty_bytes() > self.core.options.dirty_limit_bytes {
-            delta.write_out().inspect_err(|e| self.poison_unless_full(e))?;
-        }
+        let delta = self.delta();
+        self.limit_dirty(&delta)?;
         let mut ready = Vec::new();
         let mut staged = Vec::new();
+        let mut completed = Vec::new();
         for part in parts(offset, data.len()) {
             let bytes = &data[part.range()];
             if part.is_whole() {
@@ -83,15 +84,63 @@ impl Fork {
         }
         for part in staged {
             if let Some(whole) = self.stage(file, part, &data[part.range()])? {
-                ready.push(whole);
+                completed.push(whole);
             }
         }
         let mut head = self.head_mut()?;
-        self.place(&mut head, file, &delta, ready)?;
+        match self.place(&mut head, file, &delta, &ready, Need::New) {
+            Err(e) if e.is_full() => {
+                drop(head);
+                if !self.reclaim()? {
+                    return Err(e);
+                }
+                // Meanwhile its table may have been frozen, never unloaded.
+                head = self.head_mut()?;
+                self.place(&mut head, file, &delta, &ready, Need::New)?;
+            }
+            other => other?,
+        }
+        // The other parts of these were acknowledged when there was room.
+        self.place(&mut head, file, &delta, &completed, Need::Acknowledged)?;
         if head.inode(file)?.size < end {
             head.set_size(file, end)?;
         }
         head.stamp(file)
+    }
+
+    /// Writes pages out before there are too many: the fork's own, and where
+    /// those are not what fills the memory, whoever has most.
+    fn limit_dirty(&self, delta: &Delta) -> Result<()> {
+        let options = &self.core.options;
+        let total = || self.core.delta_room.dirty_bytes.load(Ordering::Relaxed);
+        let much = total() > options.dirty_total_bytes && delta.dirty_bytes() > 0;
+        if much || delta.dirty_bytes() > options.dirty_limit_bytes {
+            delta.write_out().inspect_err(|e| self.poison_unless_full(e))?;
+        }
+        if total() > options.dirty_total_bytes
+            && let Some(most) = self.core.dirtiest()
+            && let Err(e) = most.write_out()
+        {
+            // Its own fork meets the error when it writes next.
+            log::warn!("{e}");
+        }
+        Ok(())
+    }
+
+    /// Makes slots free that only the last commit still refers to, by making
+    /// another one; whether there may be any. On a full disk pages can thus
+    /// still be overwritten.
+    fn reclaim(&self) -> Result<bool> {
+        let target = {
+            let head = self.head_mut()?;
+            if head.pending.released.is_empty() && head.pending.unused.is_empty() {
+                return Ok(false);
+            }
+            head.target()
+        };
+        self.commit_up_to(target)?;
+        self.core.grace.wait();
+        Ok(true)
     }
 
     /// Keeps a part of a block until its other parts come; returns the block
@@ -99,7 +148,13 @@ impl Fork {
     fn stage(&self, file: FileId, part: Part, bytes: &[u8]) -> Result<Option<Ready>> {
         let key = (file, part.block);
         let known = self.head()?.staged.contains_key(&key);
-        let old = if known { None } else { Some(self.read_block(file, part.block)?) };
+        let old = match known {
+            true => None,
+            false => {
+                self.check_room_to_stage()?;
+                Some(self.read_block(file, part.block)?)
+            }
+        };
         let mut head = self.head_mut()?;
         let staged = match (head.staged.remove(&key), old) {
             (Some(staged), _) => Some(staged),
@@ -123,6 +178,16 @@ impl Fork {
         Ok(None)
     }
 
+    /// A part is acknowledged before its block has a slot: there must be room
+    /// for one more.
+    fn check_room_to_stage(&self) -> Result<()> {
+        let staged = self.head()?.staged.len() as u64;
+        match self.delta().left_bytes()? < (staged + 1) * BLOCK_BYTES {
+            true => Err(Error::NoSpace),
+            false => Ok(()),
+        }
+    }
+
     /// Takes staged blocks as they are: those that `which` chooses.
     pub(super) fn place_staged(
         &self,
@@ -133,11 +198,11 @@ impl Fork {
             return Ok(());
         }
         let keys: Vec<_> = head.staged.iter().filter(|(key, s)| which(key, s)).map(|(key, _)| *key).collect();
-        let delta = self.delta()?;
+        let delta = self.delta();
         for key in keys {
             let Some(staged) = head.staged.get(&key) else { continue };
             let ready = Ready::new(key.1, Arc::new(*staged.page));
-            self.place(head, key.0, &delta, vec![ready])?;
+            self.place(head, key.0, &delta, &[ready], Need::Acknowledged)?;
             head.staged.remove(&key);
         }
         Ok(())
@@ -145,20 +210,27 @@ impl Fork {
 
     /// Puts whole blocks into the fork: all of them, or none if there is no
     /// room.
-    fn place(&self, head: &mut Head, file: FileId, delta: &Arc<Delta>, ready: Vec<Ready>) -> Result<()> {
+    fn place(
+        &self,
+        head: &mut Head,
+        file: FileId,
+        delta: &Arc<Delta>,
+        ready: &[Ready],
+        need: Need,
+    ) -> Result<()> {
         if ready.is_empty() {
             return Ok(());
         }
         self.own_table(head, file)?;
         let mut slots = Vec::with_capacity(ready.len());
-        for one in &ready {
+        for one in ready {
             let reused = match self.table(head, file)?.get(one.block) {
                 Place::Page(entry) if self.may_overwrite(head, delta, entry.slot) => Some(entry.slot),
                 _ => None,
             };
             let slot = match reused {
                 Some(slot) => slot,
-                None => match delta.take(file, one.block) {
+                None => match delta.take(file, one.block, need) {
                     Ok(slot) => slot,
                     Err(e) => {
                         for (slot, new) in slots {
@@ -174,10 +246,10 @@ impl Fork {
         }
         let layer = head.owner_layer(file);
         let orphan = head.is_orphan(file);
-        for (one, (slot, new)) in ready.into_iter().zip(slots) {
+        for (one, (slot, new)) in ready.iter().zip(slots) {
             // What was staged of the block is older, and must not come back.
             head.staged.remove(&(file, one.block));
-            delta.put(slot, one.page);
+            delta.put(slot, one.page.clone());
             let entry = Entry { slot, crc: one.crc };
             let removed = head.table_mut(file)?.tree.set(one.block, entry, layer);
             if orphan {
@@ -230,7 +302,7 @@ impl Fork {
     }
 
     pub(super) fn poison_unless_full(&self, e: &Error) {
-        if !matches!(e, Error::NoSpace) {
+        if !e.is_full() {
             self.poison(e);
         }
     }
@@ -247,14 +319,12 @@ impl Fork {
                 }
                 (head.layer, inode.size)
             };
-            let delta = self.delta()?;
+            let delta = self.delta();
             let mut table = PageTable::default();
             for block in 0..blocks_for(size) {
-                if delta.dirty_bytes() > self.core.options.dirty_limit_bytes {
-                    delta.write_out().inspect_err(|e| self.poison_unless_full(e))?;
-                }
+                self.limit_dirty(&delta)?;
                 let ready = Ready::new(block, Arc::new(*self.read_block(file, block)?));
-                let slot = delta.take(file, block).inspect_err(|_| give_back(&delta, &table))?;
+                let slot = delta.take(file, block, Need::New).inspect_err(|_| give_back(&delta, &table))?;
                 delta.put(slot, ready.page);
                 table.tree.set(block, Entry { slot, crc: ready.crc }, layer);
             }
@@ -280,7 +350,8 @@ impl Fork {
 
     // ---- in place -------------------------------------------------------
 
-    fn write_in_place(&self, file: FileId, offset: u64, data: &[u8], end: u64) -> Result<()> {
+    fn write_in_place(&self, file: FileId, offset: u64, data: &[u8], end: u64, need: Need) -> Result<()> {
+        let delta = self.delta();
         // A fork waits until no write is on its way to a host file, so that the
         // file's contents are those of one instant.
         let _gate = self.gate.read();
@@ -299,22 +370,22 @@ impl Fork {
                     // As far as the blocks lie in place together.
                     let run = self.in_place_run(file, block, data.len() - at + within)?;
                     let n = (run as usize * BLOCK_SIZE - within).min(data.len() - at);
-                    host.write(&data[at..at + n], place + within as u64)?;
+                    host.write(&data[at..at + n], place + within as u64, &delta, need)?;
                     self.head_mut()?.unflushed(file, host)?;
                     at += n;
                 }
                 None => {
-                    let (host, place, in_place) = self.writable_chunk(file, block)?;
+                    let (host, place, in_place) = self.writable_chunk(file, block, need)?;
                     if in_place {
                         continue;
                     }
                     let n = (BLOCK_SIZE - within).min(data.len() - at);
                     if n == BLOCK_SIZE {
-                        host.write(&data[at..at + n], place)?;
+                        host.write(&data[at..at + n], place, &delta, need)?;
                     } else {
                         let mut page = self.read_block(file, block)?;
                         page[within..within + n].copy_from_slice(&data[at..at + n]);
-                        host.write(&page[..], place)?;
+                        host.write(&page[..], place, &delta, need)?;
                     }
                     // In one step: a commit that records the block flushes it.
                     let mut head = self.head_mut()?;
@@ -343,7 +414,7 @@ impl Fork {
     /// The host file and offset to write `block` of an in-place file to; takes
     /// a new host file for its chunk if the fork has none of its own. Also
     /// whether the block lies in it by now.
-    fn writable_chunk(&self, file: FileId, block: BlockNo) -> Result<(Arc<HostFile>, u64, bool)> {
+    fn writable_chunk(&self, file: FileId, block: BlockNo, need: Need) -> Result<(Arc<HostFile>, u64, bool)> {
         let covered = {
             let head = self.head_mut()?;
             let extents = head.extents(file)?;
@@ -355,7 +426,7 @@ impl Fork {
         let host = match covered {
             0 => self.core.hosts.create()?,
             blocks => {
-                let host = self.core.hosts.create_patterned(blocks)?;
+                let host = self.core.hosts.create_patterned(blocks, &self.delta(), need)?;
                 self.core.hosts.refill_spares();
                 host
             }
@@ -460,11 +531,12 @@ impl Fork {
         if matches!(self.head()?.inode(file)?.body, Body::InPlace(..)) {
             return self.cut_in_place(file, size, tail);
         }
-        let delta = self.delta()?;
+        let delta = self.delta();
         let mut head = self.head_mut()?;
         if let Some(page) = tail {
             head.staged.remove(&(file, keep - 1));
-            self.place(&mut head, file, &delta, vec![Ready::new(keep - 1, Arc::new(*page))])?;
+            let last = [Ready::new(keep - 1, Arc::new(*page))];
+            self.place(&mut head, file, &delta, &last, Need::Acknowledged)?;
         }
         self.clear(&mut head, file, keep, u32::MAX)?;
         head.set_size(file, size)?;
@@ -477,6 +549,7 @@ impl Fork {
     /// file; all that can fail comes first.
     fn cut_in_place(&self, file: FileId, size: u64, tail: Option<Box<Page>>) -> Result<()> {
         let keep = (size / BLOCK_BYTES) as BlockNo;
+        let delta = self.delta();
         let class = self.head()?.inode(file)?.class;
         let mut tail_host = None;
         if let Some(page) = tail {
@@ -484,13 +557,17 @@ impl Fork {
             match (class, before) {
                 // Scratch stays where it is.
                 (Class::Scratch, _) => {
-                    self.write_in_place(file, u64::from(keep) * BLOCK_BYTES, &page[..], size)?;
+                    let at = u64::from(keep) * BLOCK_BYTES;
+                    self.write_in_place(file, at, &page[..], size, Need::Acknowledged)?;
                 }
                 (_, 0) => tail_host = Some((self.core.hosts.create()?, before)),
-                _ => tail_host = Some((self.core.hosts.create_patterned(before)?, before)),
+                _ => {
+                    tail_host =
+                        Some((self.core.hosts.create_patterned(before, &delta, Need::Acknowledged)?, before))
+                }
             }
             if let Some((host, _)) = &tail_host {
-                host.write(&page[..], u64::from(before) * BLOCK_BYTES)?;
+                host.write(&page[..], u64::from(before) * BLOCK_BYTES, &delta, Need::Acknowledged)?;
             }
         }
         let _gate = self.gate.read();
@@ -510,6 +587,9 @@ impl Fork {
     /// Empties whole blocks, `u32::MAX` meaning to the end.
     pub(super) fn clear(&self, head: &mut Head, file: FileId, start: BlockNo, end: BlockNo) -> Result<()> {
         self.own_table(head, file)?;
+        if self.table(head, file)?.hides(start, end) > HIDDEN_MAX {
+            return Err(Error::Unsupported);
+        }
         let staged: Vec<_> = head.staged.range((file, start)..(file, end)).map(|(key, _)| *key).collect();
         for key in staged {
             head.staged.remove(&key);
@@ -523,7 +603,7 @@ impl Fork {
         }
         for old in removed.iter().filter(|r| r.owned) {
             head.pending.release(old.slot);
-            head.pages -= 1;
+            head.pages = head.pages.saturating_sub(1);
             head.pending.file(file).dropped.insert(old.block);
         }
         head.pending.file(file).cleared.push((start, end));
@@ -550,12 +630,7 @@ impl Fork {
         };
         match mode & !libc::FALLOC_FL_KEEP_SIZE {
             0 => {
-                let free = self
-                    .core
-                    .delta_device
-                    .free_bytes()
-                    .map_err(|e| Error::io("free space of the store", e))?;
-                if free.saturating_sub(crate::delta::RESERVE_BYTES) < len {
+                if self.delta().left_bytes()? < len {
                     return Err(Error::NoSpace);
                 }
             }

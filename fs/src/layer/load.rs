@@ -1,8 +1,10 @@
 //! Loading layers from the block map.
 
+use std::collections::HashSet;
+use std::path::{Component, PathBuf};
 use std::sync::Arc;
 
-use super::{Body, ColdFile, Inode, PageTable, Pages, State, Table};
+use super::{Body, ColdFile, HIDDEN_MAX, Inode, PageTable, Pages, State, Table};
 use crate::attr::Kind;
 use crate::base::BaseFile;
 use crate::class::Role;
@@ -16,11 +18,28 @@ use crate::map::schema::{
 use crate::map::{Map, prefix_end};
 
 /// Applies the records of `layer` to the state of the layer below it.
-pub fn layer(state: &mut State, layer: LayerId, map: &dyn Map, files: &Arc<HostFiles>) -> Result<()> {
+///
+/// `roots` are the directories in which files of the base may be. Returns the
+/// highest id of a file.
+pub fn layer(
+    state: &mut State,
+    layer: LayerId,
+    map: &dyn Map,
+    files: &Arc<HostFiles>,
+    roots: &[PathBuf],
+) -> Result<FileId> {
+    let mut highest = FileId::ROOT;
     let mut bases = std::collections::HashMap::new();
     scan(map, tag::BASE_FILE, layer, &mut |k, v| {
         let (file, rec) = BaseFileRecord::decode(k, v)?;
-        bases.insert(file, Arc::new(BaseFile::new(rec)));
+        let base = BaseFile::new(rec);
+        let path = base.path();
+        let plain = path.components().all(|part| !matches!(part, Component::ParentDir | Component::CurDir));
+        if !plain || !roots.iter().any(|root| path.starts_with(root)) {
+            let path = path.display();
+            return Err(Error::Damaged(format!("base file {path} is not in the base that the fork names")));
+        }
+        bases.insert(file, Arc::new(base));
         Ok(true)
     })?;
     let mut extents = std::collections::HashMap::new();
@@ -31,6 +50,7 @@ pub fn layer(state: &mut State, layer: LayerId, map: &dyn Map, files: &Arc<HostF
     })?;
     scan(map, tag::INODE, layer, &mut |k, v| {
         let file = schema::file_of_key(k)?;
+        highest = highest.max(file);
         let was = state.inodes.get(&file).cloned();
         if let Some(was) = &was
             && was.kind == Kind::File
@@ -51,7 +71,7 @@ pub fn layer(state: &mut State, layer: LayerId, map: &dyn Map, files: &Arc<HostF
                     _ => (None, None),
                 };
                 let extents = match (extents.get(&file), below) {
-                    (Some(rec2), _) => Arc::new(Extents::from_record(rec2, rec.class, layer, files)),
+                    (Some(rec2), _) => Arc::new(Extents::from_record(rec2, rec.class, layer, files)?),
                     (None, Some(below)) => below,
                     (None, None) => Arc::new(Extents::new(rec.class, layer)),
                 };
@@ -73,7 +93,7 @@ pub fn layer(state: &mut State, layer: LayerId, map: &dyn Map, files: &Arc<HostF
             _ => Body::Empty,
         };
         if rec.kind == Kind::File {
-            state.logical_bytes += rec.size;
+            state.logical_bytes = state.logical_bytes.saturating_add(rec.size);
         }
         if rec.kind == Kind::Directory && rec.role == Role::Scratch {
             state.scratch_dirs.insert(file);
@@ -90,15 +110,47 @@ pub fn layer(state: &mut State, layer: LayerId, map: &dyn Map, files: &Arc<HostF
             NameRecord::Whiteout => state.names.remove(&(dir, name.into())),
         };
         Ok(true)
-    })
+    })?;
+    Ok(highest)
 }
 
-/// The bottom of every fork must be there; a state without it is damaged.
-pub fn check_root(state: &State) -> Result<()> {
-    match state.inodes.get(&FileId::ROOT) {
-        Some(root) if root.kind == Kind::Directory => Ok(()),
-        _ => Err(Error::Damaged("a fork has no top directory".into())),
+/// What every walk relies on: the directories are a tree with the top directory
+/// at its root, and names lead to files.
+pub fn check_tree(state: &State) -> Result<()> {
+    let damaged = |what: String| Err(Error::Damaged(what));
+    let is_dir = |dir| state.inodes.get(&dir).is_some_and(|inode| inode.kind == Kind::Directory);
+    if !is_dir(FileId::ROOT) {
+        return damaged("a fork has no top directory".into());
     }
+    let mut named = HashSet::new();
+    for ((dir, name), (file, kind)) in state.names.iter() {
+        let name = String::from_utf8_lossy(name);
+        let fits = state.inodes.get(file).is_some_and(|inode| {
+            inode.kind == *kind && (*kind != Kind::Directory || inode.parent == *dir && named.insert(*file))
+        });
+        if !fits || !is_dir(*dir) || *file == FileId::ROOT {
+            return damaged(format!(
+                "the name {name:?} in directory {dir} leads to nothing that can be there"
+            ));
+        }
+    }
+    // Each has one parent, so whoever does not come to the top goes in a circle.
+    let mut reach_top = HashSet::from([FileId::ROOT]);
+    for &dir in &named {
+        let mut way = Vec::new();
+        let mut at = dir;
+        while reach_top.insert(at) {
+            way.push(at);
+            at = match state.inodes.get(&at) {
+                Some(inode) => inode.parent,
+                None => break,
+            };
+        }
+        if way.contains(&at) {
+            return damaged(format!("directory {dir} lies within itself"));
+        }
+    }
+    Ok(())
 }
 
 fn scan(map: &dyn Map, tag: u8, layer: LayerId, visit: &mut crate::map::Visit<'_>) -> Result<()> {
@@ -123,6 +175,9 @@ pub fn page_table(cold: &ColdFile, map: &dyn Map) -> Result<PageTable> {
         let start = schema::file_prefix(tag::CLEARED, one.layer, one.file);
         map.scan(&start, &prefix_end(&start), &mut |k, v| {
             let (from, to) = ClearedRecord::decode(k, v)?;
+            if table.hides(from, to) > HIDDEN_MAX {
+                return Err(Error::Damaged(format!("file {} hides more of its base than can be", one.file)));
+            }
             table.clear(from, to, one.layer, &mut |_| {});
             Ok(true)
         })?;

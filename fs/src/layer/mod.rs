@@ -131,7 +131,16 @@ pub struct PageTable {
     pub base_blocks: BlockNo,
 }
 
+/// The most blocks of a base that are hidden by one hole in the middle of a
+/// file, 128 GiB of them: each takes a place in the page table.
+pub const HIDDEN_MAX: u32 = 1 << 24;
+
 impl PageTable {
+    /// Blocks of the base that clearing `start..end` would hide one by one.
+    pub fn hides(&self, start: BlockNo, end: BlockNo) -> u32 {
+        if end == u32::MAX { 0 } else { end.min(self.base_blocks).saturating_sub(start) }
+    }
+
     /// Empties the blocks `start..end` (`u32::MAX`: to the end) on behalf of
     /// `layer`, the base's included; hands each page that was there to
     /// `removed`.

@@ -63,6 +63,7 @@ fn records() -> Vec<(&'static str, Record)> {
         ("base file", base.encode(L, F)),
         ("slots", SlotsRecord::encode(2, 1, &bits)),
         ("shared", SharedRecord::encode(Slot::new(2, 3), 4)),
+        ("quota", QuotaRecord::encode(ForkId(7), 0x0201)),
     ]
 }
 
@@ -112,6 +113,10 @@ fn records_survive_the_round_trip() {
             "shared" => {
                 let (slot, count) = SharedRecord::decode(&k, &v).unwrap();
                 SharedRecord::encode(slot, count)
+            }
+            "quota" => {
+                let (fork, bytes) = QuotaRecord::decode(&k, &v).unwrap();
+                QuotaRecord::encode(fork, bytes)
             }
             other => panic!("no decoder for {other}"),
         };

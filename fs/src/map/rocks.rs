@@ -20,6 +20,7 @@ use rocksdb::{
 };
 
 use super::{Batch, Change, Map, Visit};
+use crate::device::FileBudget;
 use crate::error::{Error, Result};
 
 /// Bytes of RocksDB's block cache. The map is read from RocksDB only when a
@@ -82,7 +83,7 @@ fn options(create: bool) -> Options {
     options.set_block_based_table_factory(&table);
     options.set_write_buffer_size(MEMTABLE_BYTES);
     options.set_max_write_buffer_number(3);
-    options.set_max_open_files(256);
+    options.set_max_open_files(FileBudget::of_process().map_files as i32);
     options.set_max_background_jobs(2);
     options.set_keep_log_file_num(4);
     options.set_max_total_wal_size(64 << 20);

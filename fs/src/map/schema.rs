@@ -12,15 +12,25 @@
 //! (names); within one layer, a `Block` record wins over a `Cleared` one.
 
 use crate::attr::Kind;
-use crate::block::{BLOCK_BYTES, BlockNo};
+use crate::block::{BLOCK_BYTES, BlockNo, MAX_FILE_BYTES};
 use crate::class::{Class, Role};
 use crate::error::{Error, Result};
-use crate::ids::{FileId, ForkId, LayerId};
+use crate::ids::{FileId, ForkId, LayerId, check_file_name, check_fork_name};
 
 /// Version of the store's format as a whole, kept in the `STORE` file.
 pub const STORE_VERSION: u32 = 1;
 /// Version of every value.
 const VALUE_VERSION: u8 = 1;
+
+// Decoding refuses what no writer makes, so that a store made by somebody with
+// bad intentions is as harmless as a damaged one.
+
+/// No layer and no host file has this number or a higher one.
+const LAYER_END: u64 = 1 << 56;
+/// No slot has this many references.
+const REFERENCES_END: u32 = 1 << 31;
+/// No layer has this many pages.
+const PAGES_END: u64 = 1 << 48;
 
 /// Tags: the first byte of each key.
 pub mod tag {
@@ -46,6 +56,8 @@ pub mod tag {
     pub const SLOTS: u8 = b'S';
     /// Slots with more than one reference.
     pub const SHARED: u8 = b'C';
+    /// Forks' quotas.
+    pub const QUOTA: u8 = b'Q';
 }
 
 /// A key and its value.
@@ -185,7 +197,8 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.take()?))
     }
     fn time(&mut self) -> Result<Time> {
-        Ok(Time { secs: self.u64()? as i64, nanos: self.u32()? })
+        let time = Time { secs: self.u64()? as i64, nanos: self.u32()? };
+        if time.nanos < 1_000_000_000 { Ok(time) } else { self.fail("a time has too many nanoseconds") }
     }
     fn bytes(&mut self) -> Result<&'a [u8]> {
         let len = self.u32()? as usize;
@@ -234,6 +247,27 @@ impl<'a> KeyReader<'a> {
     fn u64(&mut self) -> Result<u64> {
         Ok(u64::from_be_bytes(self.take()?))
     }
+    fn layer(&mut self) -> Result<LayerId> {
+        match self.u64()? {
+            0 => Err(Error::Damaged("a block map key names layer 0".into())),
+            id => Ok(LayerId(id)),
+        }
+    }
+    fn file(&mut self) -> Result<FileId> {
+        match self.u64()? {
+            id @ 1..FileId::END => Ok(FileId(id)),
+            id => Err(Error::Damaged(format!("a block map key names file {id}, which cannot be"))),
+        }
+    }
+    fn fork(&mut self) -> Result<ForkId> {
+        match self.u32()? {
+            id @ 1..ForkId::END => Ok(ForkId(id)),
+            id => Err(Error::Damaged(format!("a block map key names fork {id}, which cannot be"))),
+        }
+    }
+    fn end(self) -> Result<()> {
+        if self.0.is_empty() { Ok(()) } else { Err(Error::Damaged("a block map key is too long".into())) }
+    }
 }
 
 fn key(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -258,8 +292,8 @@ pub fn file_prefix(tag: u8, layer: LayerId, file: FileId) -> Vec<u8> {
 /// The file of a key made with [`file_prefix`].
 pub fn file_of_key(k: &[u8]) -> Result<FileId> {
     let mut r = KeyReader::new(k);
-    r.u64()?;
-    Ok(FileId(r.u64()?))
+    r.layer()?;
+    r.file()
 }
 
 // ---- records -------------------------------------------------------------
@@ -307,6 +341,9 @@ impl Counters {
     pub fn decode(k: &[u8], v: &[u8]) -> Result<Self> {
         let mut r = Reader::open(k, v)?;
         let c = Counters { file: r.u64()?, layer: r.u64()?, fork: r.u32()?, delta: r.u32()?, host: r.u64()? };
+        if !(c.file < FileId::END && c.layer < LAYER_END && c.fork < ForkId::END && c.host < LAYER_END) {
+            return r.fail("a counter is past its end");
+        }
         r.end()?;
         Ok(c)
     }
@@ -356,7 +393,7 @@ impl ForkRecord {
     }
     /// From a stored record.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<Self> {
-        let id = ForkId(KeyReader::new(k).u32()?);
+        let id = KeyReader::new(k).fork()?;
         let mut r = Reader::open(k, v)?;
         let head = LayerId(r.u64()?);
         let delta = r.u32()?;
@@ -364,6 +401,9 @@ impl ForkRecord {
         let incomplete = r.u8()? != 0;
         let (name, parent, base) = (r.text()?, r.text()?, r.text()?);
         let meta = r.bytes()?.to_vec();
+        if check_fork_name(&name).is_err() || delta == 0 {
+            return r.fail("a fork's name or delta file cannot be");
+        }
         r.end()?;
         Ok(ForkRecord { id, name, parent, head, delta, created, incomplete, meta, base })
     }
@@ -393,9 +433,12 @@ impl LayerRecord {
     }
     /// From a stored record.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<Self> {
-        let id = LayerId(KeyReader::new(k).u64()?);
+        let id = KeyReader::new(k).layer()?;
         let mut r = Reader::open(k, v)?;
         let rec = LayerRecord { id, parent: LayerId(r.u64()?), pages: r.u64()?, logical_bytes: r.u64()? };
+        if id.0 >= LAYER_END || rec.pages >= PAGES_END {
+            return r.fail("a number is past its end");
+        }
         r.end()?;
         Ok(rec)
     }
@@ -517,6 +560,9 @@ impl InodeRecord {
             parent: FileId(r.u64()?),
             target: r.bytes()?.to_vec(),
         };
+        if rec.size > MAX_FILE_BYTES || rec.perm & !0o7777 != 0 || rec.target.contains(&0) {
+            return r.fail("a size, mode or link target cannot be");
+        }
         r.end()?;
         Ok(Some(rec))
     }
@@ -547,10 +593,13 @@ impl NameRecord {
     /// From a stored record: the directory, the name, and where it leads.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<(FileId, Box<[u8]>, Self)> {
         let mut kr = KeyReader::new(k);
-        kr.u64()?;
-        let dir = FileId(kr.u64()?);
-        let name = kr.0.into();
+        kr.layer()?;
+        let dir = kr.file()?;
+        let name: Box<[u8]> = kr.0.into();
         let mut r = Reader::open(k, v)?;
+        if check_file_name(&name).is_err() {
+            return r.fail("the name cannot be a file's");
+        }
         let rec = match r.u8()? {
             0 => NameRecord::Whiteout,
             byte => match kind_from_u8(byte) {
@@ -584,10 +633,14 @@ impl BlockRecord {
     /// From a stored record: the file, the block, and its page.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<(FileId, BlockNo, Self)> {
         let mut kr = KeyReader::new(k);
-        kr.u64()?;
-        let (file, block) = (FileId(kr.u64()?), kr.u32()?);
+        kr.layer()?;
+        let (file, block) = (kr.file()?, kr.u32()?);
+        kr.end()?;
         let mut r = Reader::open(k, v)?;
         let rec = BlockRecord { slot: Slot(r.u64()?), crc: r.u32()? };
+        if rec.slot.delta() == 0 || block == BlockNo::MAX {
+            return r.fail("the block or its slot cannot be");
+        }
         r.end()?;
         Ok((file, block, rec))
     }
@@ -608,9 +661,10 @@ impl ClearedRecord {
     /// From a stored record.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<(BlockNo, BlockNo)> {
         let mut kr = KeyReader::new(k);
-        kr.u64()?;
-        kr.u64()?;
+        kr.layer()?;
+        kr.file()?;
         let range = (kr.u32()?, kr.u32()?);
+        kr.end()?;
         Reader::open(k, v)?.end()?;
         Ok(range)
     }
@@ -667,7 +721,8 @@ impl ExtentsRecord {
     /// From a stored record: the layer, the file, and its host files.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<(LayerId, FileId, Self)> {
         let mut kr = KeyReader::new(k);
-        let (layer, file) = (LayerId(kr.u64()?), FileId(kr.u64()?));
+        let (layer, file) = (kr.layer()?, kr.file()?);
+        kr.end()?;
         let mut r = Reader::open(k, v)?;
         let (runs, tops) = (r.u32()?, r.u32()?);
         let mut rec = ExtentsRecord::default();
@@ -676,6 +731,17 @@ impl ExtentsRecord {
         }
         for _ in 0..tops {
             rec.tops.push(TopRecord { chunk: r.u32()?, host: r.u64()?, patterned: r.u32()? });
+        }
+        let mut free = 0;
+        for run in &rec.runs {
+            match run.start.checked_add(run.len) {
+                Some(end) if run.start >= free && run.len > 0 => free = end,
+                _ => return r.fail("its runs overlap or end past the largest file"),
+            }
+        }
+        let hosts = rec.runs.iter().map(|run| run.host).chain(rec.tops.iter().map(|top| top.host));
+        if hosts.into_iter().any(|host| host >= LAYER_END) || rec.tops.iter().any(|top| top.host == 0) {
+            return r.fail("it names a host file that cannot be");
         }
         r.end()?;
         Ok((layer, file, rec))
@@ -736,6 +802,9 @@ impl BaseFileRecord {
             ctime: r.time()?,
             path: r.text()?,
         };
+        if rec.size > MAX_FILE_BYTES || !rec.path.starts_with('/') {
+            return r.fail("the base file cannot be");
+        }
         r.end()?;
         Ok((file, rec))
     }
@@ -757,7 +826,11 @@ impl SlotsRecord {
     pub fn decode(k: &[u8], v: &[u8]) -> Result<(u32, u32, [u8; SLOT_MAP_BYTES])> {
         let mut kr = KeyReader::new(k);
         let (delta, chunk) = (kr.u32()?, kr.u32()?);
+        kr.end()?;
         let mut r = Reader::open(k, v)?;
+        if delta == 0 || chunk > u32::MAX / SLOTS_PER_RECORD {
+            return r.fail("the slots cannot be");
+        }
         let bits = r.take()?;
         r.end()?;
         Ok((delta, chunk, bits))
@@ -781,7 +854,33 @@ impl SharedRecord {
         let slot = Slot(KeyReader::new(k).u64()?);
         let mut r = Reader::open(k, v)?;
         let count = r.u32()?;
+        if slot.delta() == 0 || !(2..REFERENCES_END).contains(&count) {
+            return r.fail("the slot or its count cannot be");
+        }
         r.end()?;
         Ok((slot, count))
+    }
+}
+
+/// How much a fork's own writes may take of the host's disk; a fork without
+/// this record has no such bound.
+pub struct QuotaRecord;
+
+impl QuotaRecord {
+    /// The key of fork `id`'s quota.
+    pub fn key(id: ForkId) -> Vec<u8> {
+        key(tag::QUOTA, &[&id.0.to_be_bytes()])
+    }
+    /// As stored.
+    pub fn encode(id: ForkId, bytes: u64) -> Record {
+        Writer::new().u64(bytes).seal(Self::key(id))
+    }
+    /// From a stored record: the fork and its quota in bytes.
+    pub fn decode(k: &[u8], v: &[u8]) -> Result<(ForkId, u64)> {
+        let id = KeyReader::new(k).fork()?;
+        let mut r = Reader::open(k, v)?;
+        let bytes = r.u64()?;
+        r.end()?;
+        Ok((id, bytes))
     }
 }

@@ -404,10 +404,14 @@ impl Filesystem for Server {
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match self.serve(Kind::Statfs, ino, || Ok(self.store.space()?)) {
+        let space = self.serve(Kind::Statfs, ino, || {
+            let fork = self.find(ino)?.map(|(fork, _)| fork);
+            Ok(self.store.space(fork.as_deref())?)
+        });
+        match space {
             Ok(space) => reply.statfs(
                 space.total / STATFS_BLOCK,
-                space.free / STATFS_BLOCK,
+                space.available / STATFS_BLOCK,
                 space.available / STATFS_BLOCK,
                 space.files,
                 space.files_free,

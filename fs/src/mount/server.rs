@@ -120,6 +120,9 @@ impl Server {
             atime: changed,
             uid: self.top.uid,
             gid: self.top.gid,
+            // A server's user passes through; the names of forks are the
+            // owner's business.
+            perm: 0o711,
             ..convert::bare_directory(node::TOP)
         }
     }
@@ -214,9 +217,12 @@ impl Server {
         if request.uid() == 0 {
             return Ok(());
         }
-        let old = u32::from(fork.attr(file)?.perm);
+        let attr = fork.attr(file)?;
+        let old = u32::from(attr.perm);
         let mut new = old & !libc::S_ISUID;
-        if old & libc::S_IXGRP != 0 {
+        // Without the right to execute, the bit stays for members of the group
+        // only; of those we know just the caller's main one.
+        if old & libc::S_IXGRP != 0 || request.gid() != attr.gid {
             new &= !libc::S_ISGID;
         }
         if new != old {
