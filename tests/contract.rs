@@ -6,6 +6,8 @@ mod mem;
 use std::sync::Arc;
 
 use mem::{B, Parts3, cluster, file, fork, make, page, read};
+use pgcowfs::device::Device;
+use pgcowfs::map::Map;
 use pgcowfs::{Error, FileId, Make, RenameMode, Store};
 
 /// Bytes that are kept back for the block map.
@@ -524,5 +526,198 @@ fn line_3_a_fork_in_the_middle_of_a_split_write_has_the_old_block() {
     main.sync(rel, true).unwrap();
     let after = parts.worst_crash().open().by_name("main").unwrap();
     assert_eq!(read(&after, rel, 0, B), page(3));
+    store.close().unwrap();
+}
+
+const SEGMENT_1: &str = "pg_wal/000000010000000000000001";
+const SEGMENT_2: &str = "pg_wal/000000010000000000000002";
+const NOW: std::time::Duration = std::time::Duration::ZERO;
+
+/// Host files that have a seal in the map.
+fn seals(parts: &Parts3) -> usize {
+    let mut count = 0;
+    parts
+        .map
+        .scan(b"H", b"I", &mut |_, _| {
+            count += 1;
+            Ok(true)
+        })
+        .unwrap();
+    count
+}
+
+/// Flips one bit of one in-place file, behind everybody's back.
+fn flip(parts: &Parts3, name: &str, at: u64) {
+    let file = parts.inplace.open(name, false).unwrap();
+    let mut byte = [0];
+    file.read_at(&mut byte, at).unwrap();
+    file.write_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+fn read_error(fork: &pgcowfs::Fork, file: FileId, offset: u64, len: u64) -> Error {
+    let mut out = Vec::new();
+    match fork.read(file, offset, len as usize, &mut out) {
+        Ok(()) => panic!("wrong data was returned: {:?}...", &out[..4]),
+        Err(e) => e,
+    }
+}
+
+/// A store with two segments; the second is being written.
+fn two_segments() -> (Parts3, Arc<Store>, Arc<pgcowfs::Fork>, FileId, FileId) {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let (one, two) = (file(&main, SEGMENT_1), file(&main, SEGMENT_2));
+    for i in 0..20 {
+        main.write(one, i * B, &page(i as u8 + 1)).unwrap();
+    }
+    main.write(two, 0, &page(99)).unwrap();
+    main.sync_all().unwrap();
+    (parts, store, main, one, two)
+}
+
+#[test]
+fn line_5_a_segment_that_was_left_is_sealed_and_damage_to_it_found() {
+    let (parts, store, main, one, two) = two_segments();
+    assert_eq!(store.seal_at_rest(std::time::Duration::from_secs(600)).unwrap(), 0, "it may go on");
+    assert_eq!(store.seal_at_rest(NOW).unwrap(), 1, "all but the newest");
+    assert_eq!(store.seal_at_rest(NOW).unwrap(), 0, "once");
+    assert_eq!(seals(&parts), 1);
+    assert_eq!(read(&main, one, 3 * B, B), page(4));
+    flip(&parts, "000000000001", 3 * B + 77);
+    flip(&parts, "000000000002", 77);
+    let check = |main: &pgcowfs::Fork| {
+        let e = read_error(main, one, 2 * B, 3 * B);
+        assert_eq!(e.errno(), libc::EIO);
+        let text = e.to_string();
+        for part in ["fork \"main\"", SEGMENT_1, "block 3:", "in-place file 000000000001"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(read(main, one, 0, 3 * B), [page(1), page(2), page(3)].concat());
+        assert_eq!(read(main, one, 4 * B, B), page(5));
+        // The control: without a seal nobody can tell.
+        assert_eq!(read(main, two, 77, 1), [98]);
+    };
+    check(&main);
+    store.close().unwrap();
+    check(&parts.open().by_name("main").unwrap());
+}
+
+#[test]
+fn line_5_a_write_removes_the_seal_before_it_changes_a_byte() {
+    let (parts, store, main, one, _) = two_segments();
+    store.seal_at_rest(NOW).unwrap();
+    assert_eq!(seals(&parts), 1);
+    // No commit, no write.
+    parts.map.fail_after(Some(0));
+    assert!(main.write(one, 0, &page(50)).is_err());
+    parts.map.fail_after(None);
+    assert_eq!(read(&main, one, 0, B), page(1));
+    assert_eq!(seals(&parts), 1);
+    let before = parts.map.commits();
+    for i in 0..5 {
+        main.write(one, i * B, &page(60)).unwrap();
+    }
+    assert_eq!(parts.map.commits(), before + 1, "one commit for a segment");
+    assert_eq!(seals(&parts), 0);
+    // Whatever of it is there after a loss of power, it can be read.
+    let mut seed = 1u64;
+    for _ in 0..20 {
+        let mut coin = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed & 1 == 1
+        };
+        let image = Parts3 {
+            map: parts.map.crash_image(),
+            delta: parts.delta.crash_image(&mut coin),
+            inplace: parts.inplace.crash_image(&mut coin),
+        };
+        let store = image.open();
+        let main = store.by_name("main").unwrap();
+        let bytes = read(&main, one, 0, 20 * B);
+        assert!(bytes[..B as usize].iter().all(|b| *b == 1 || *b == 60));
+        assert_eq!(bytes[19 * B as usize], 20);
+        store.close().unwrap();
+    }
+    store.close().unwrap();
+}
+
+#[test]
+fn line_5_a_recycled_segment_costs_its_first_write_nothing() {
+    let (parts, store, main, one, two) = two_segments();
+    store.seal_at_rest(NOW).unwrap();
+    let dir = main.resolve("pg_wal").unwrap().file;
+    main.rename(dir, b"000000010000000000000001", dir, b"000000010000000000000003", RenameMode::Replace)
+        .unwrap();
+    assert_eq!(seals(&parts), 1);
+    main.sync(dir, false).unwrap();
+    assert_eq!(seals(&parts), 0, "the seal goes with the new name");
+    assert_eq!(store.seal_at_rest(NOW).unwrap(), 0, "it waits for its writes");
+    let before = parts.map.commits();
+    main.write(one, 0, &page(70)).unwrap();
+    main.sync(one, true).unwrap();
+    assert_eq!(parts.map.commits(), before);
+    assert_eq!(store.seal_at_rest(NOW).unwrap(), 1, "now the other one is left");
+    assert_eq!(read(&main, two, 0, B), page(99));
+    store.close().unwrap();
+}
+
+#[test]
+fn line_5_frozen_segments_are_sealed_for_all_forks_and_the_seal_goes_with_them() {
+    let (parts, store, main, one, two) = two_segments();
+    let child = fork(&store, "main", "child");
+    assert_eq!(store.seal_at_rest(std::time::Duration::from_secs(600)).unwrap(), 2, "both are frozen");
+    // The child goes on over the second one.
+    child.write(two, B, &page(5)).unwrap();
+    child.sync_all().unwrap();
+    assert_eq!(seals(&parts), 2);
+    flip(&parts, "000000000001", 9);
+    for (name, one_fork) in [("main", &main), ("child", &child)] {
+        let text = read_error(one_fork, one, 0, B).to_string();
+        assert!(text.contains(name) && text.contains("block 0"), "{text}");
+    }
+    assert_eq!(read(&child, two, 0, 2 * B), [page(99), page(5)].concat());
+    // What lies over others is sealed too, and stays right over a crash.
+    let three = file(&child, "pg_wal/000000010000000000000003");
+    child.write(three, 0, &page(1)).unwrap();
+    child.sync_all().unwrap();
+    assert_eq!(store.seal_at_rest(NOW).unwrap(), 1);
+    let crashed = parts.worst_crash();
+    let again = crashed.open();
+    assert_eq!(read(&again.by_name("child").unwrap(), two, 0, 2 * B), [page(99), page(5)].concat());
+    assert_eq!(read(&again.by_name("main").unwrap(), two, 0, 2 * B), page(99));
+    again.close().unwrap();
+    assert_eq!(seals(&parts), 3);
+    store.remove("child").unwrap();
+    store.wait_for_collection();
+    assert_eq!(seals(&parts), 2, "one was the child's alone");
+    store.remove("main").unwrap();
+    store.wait_for_collection();
+    assert_eq!(seals(&parts), 0);
+    store.close().unwrap();
+}
+
+#[test]
+fn line_5_scratch_and_unloaded_forks_are_left_alone() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let log = file(&main, "log/today");
+    main.write(log, 0, b"one").unwrap();
+    main.sync_all().unwrap();
+    fork(&store, "main", "child");
+    main.write(log, 0, b"two").unwrap();
+    main.sync_all().unwrap();
+    assert_eq!(store.seal_at_rest(NOW).unwrap(), 0);
+    let wal = file(&main, SEGMENT_1);
+    main.write(wal, 0, &page(1)).unwrap();
+    main.sync_all().unwrap();
+    store.close().unwrap();
+    let store = parts.open();
+    assert_eq!(store.seal_at_rest(NOW).unwrap(), 0, "nobody has looked at it since the start");
+    store.by_name("main").unwrap();
+    assert_eq!(store.seal_at_rest(NOW).unwrap(), 1);
     store.close().unwrap();
 }

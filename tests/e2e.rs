@@ -16,6 +16,7 @@ mod e2e {
     mod copies;
     mod counts;
     mod crash;
+    mod damage;
     mod debian;
     mod disk_full;
     mod fork_load;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the library in the order of the table. A module may use those
 /// before it.
-const ORDER: [&str; 11] =
-    ["error", "ids", "attr", "block", "class", "device", "map", "delta", "base", "inplace", "layer"];
-const LAST: [&str; 2] = ["forks", "mount"];
+const ORDER: [&str; 12] =
+    ["error", "ids", "attr", "block", "class", "device", "map", "delta", "base", "seal", "inplace", "layer"];
+const LAST: [&str; 3] = ["check", "forks", "mount"];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).unwrap() {

@@ -83,6 +83,10 @@ pub enum Command {
     Umount(Umount),
     /// Show the state of the store and its daemon
     Status(Status),
+    /// Check that the store's records fit together
+    Check(Check),
+    /// Check the store, and read every page in it
+    Scrub(Scrub),
 }
 
 /// `init`
@@ -438,6 +442,51 @@ Examples:
 It does not mount a store that is not mounted.")]
 pub struct Status {}
 
+/// `check`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs check
+  pgcowfs check --json
+  pgcowfs umount --stop && pgcowfs check --repair
+
+Forks may run meanwhile. It reads the records of the store, not the pages; that is `pgcowfs scrub`. A store that no daemon \
+can open is checked as well. The exit code is 8 if something is found.")]
+pub struct Check {
+    /// Count anew what can be counted (which slots are free, references, sizes); no daemon may serve the store
+    #[arg(long)]
+    pub repair: bool,
+}
+
+/// `scrub`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs scrub                                everything
+  pgcowfs scrub main --rate 50MB               what one fork sees, at 50 MB/s
+  pgcowfs scrub main --seal                    gives the files of its base checksums, which are compared from then on
+  pgcowfs scrub --pg                           looks at page headers and PostgreSQL's own checksums, too
+  pgcowfs scrub pr42 --restore base/5/16384:7  brings back the last whole version of a damaged page, in pr42 only
+
+Forks may run meanwhile. Findings name fork, file and block, and what is left of the page; they are in the daemon's log too. \
+The exit code is 8 if something is found.")]
+pub struct Scrub {
+    /// Only what this fork sees, and what lies below it
+    pub fork: Option<String>,
+    /// Give the files of the fork's base checksums
+    #[arg(long, requires = "fork")]
+    pub seal: bool,
+    /// Look at relation pages as PostgreSQL does
+    #[arg(long)]
+    pub pg: bool,
+    /// Read at most this much a second
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub rate: Option<u64>,
+    /// Replace a damaged page by its last whole version; what was written to it since then is lost
+    #[arg(long, value_name = "PATH:BLOCK", requires = "fork", value_parser = page, conflicts_with_all = ["seal", "pg", "rate"])]
+    pub restore: Option<(String, u32)>,
+}
+
 /// on or off, as PostgreSQL writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
@@ -505,6 +554,14 @@ fn quota(text: &str) -> Result<QuotaChange, String> {
     match text {
         "none" => Ok(QuotaChange::Lift),
         _ => quota_size(text).map(QuotaChange::Bytes),
+    }
+}
+
+/// A block of a file.
+fn page(text: &str) -> Result<(String, u32), String> {
+    match text.rsplit_once(':').and_then(|(path, block)| Some((path, block.parse().ok()?))) {
+        Some((path, block)) if !path.is_empty() => Ok((path.to_string(), block)),
+        _ => Err("PATH:BLOCK is needed, such as base/5/16384:7".into()),
     }
 }
 
@@ -581,6 +638,9 @@ mod tests {
             "pgcowfs quota a none",
             "pgcowfs init --keep-free 10%",
             "pgcowfs init --keep-free 5GB",
+            "pgcowfs check --repair --json",
+            "pgcowfs scrub main --seal --rate 50MB",
+            "pgcowfs scrub pr42 --restore base/5/16384:7",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
@@ -598,6 +658,8 @@ mod tests {
             "pgcowfs quota a lots",
             "pgcowfs init --keep-free 100%",
             "pgcowfs init --keep-free 1%2",
+            "pgcowfs scrub --seal",
+            "pgcowfs scrub a --restore base/5/1",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

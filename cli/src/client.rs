@@ -104,6 +104,25 @@ impl Client {
         self.understand(reply)
     }
 
+    /// Asks for something that takes its time; `tell` hears how far it is.
+    pub fn call_long<P: DeserializeOwned, T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        tell: &mut dyn FnMut(P),
+    ) -> Result<T> {
+        let mut reply = self.exchange(request);
+        while let Ok(line) = &reply
+            && let Ok(Reply::Progress(value)) = serde_json::from_str::<Reply>(line)
+        {
+            if let Ok(progress) = serde_json::from_value(value) {
+                tell(progress);
+            }
+            let mut next = String::new();
+            reply = self.reader.read_line(&mut next).map(|_| next);
+        }
+        self.understand(reply)
+    }
+
     /// One line there and one back; an empty one if the daemon has gone.
     fn exchange(&mut self, request: &Request) -> std::io::Result<String> {
         let mut line = serde_json::to_string(request)?;
@@ -145,6 +164,7 @@ fn decode<T: DeserializeOwned>(line: &str) -> Result<T> {
     match serde_json::from_str(line).map_err(odd)? {
         Reply::Ok(value) => serde_json::from_value(value).map_err(odd),
         Reply::Error(error) => Err(error),
+        Reply::Progress(_) => Err(Error::new(Kind::Failed, "the daemon's reply was not asked for")),
     }
 }
 

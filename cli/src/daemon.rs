@@ -16,6 +16,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,8 @@ pub struct Daemon {
     incomplete: Mutex<BTreeMap<String, ForkMeta>>,
     /// Read by every request at work; true when the store is closed.
     closed: RwLock<bool>,
+    /// Long requests are to end soon.
+    ending: AtomicBool,
     events: Mutex<Sender<Event>>,
 }
 
@@ -171,6 +174,7 @@ fn begin_on_store(
         changes: Mutex::new(()),
         incomplete: Mutex::default(),
         closed: RwLock::new(false),
+        ending: AtomicBool::new(false),
         events: Mutex::new(sender.clone()),
     });
     match daemon.listen(sender) {
@@ -328,7 +332,8 @@ impl Daemon {
             return log::warn!("cannot limit a client's time: {e}");
         }
         let Some(place) = places.take() else {
-            return requests::send(&mut client, &Reply::Error(clients::no_place(places)));
+            requests::send(&mut client, &Reply::Error(clients::no_place(places)));
+            return;
         };
         let serve = move || {
             self.serve(client);
@@ -353,6 +358,7 @@ impl Daemon {
                 }
                 Event::MountEnded(result) => {
                     log::warn!("{} was unmounted from outside", self.mountpoint.display());
+                    self.ending.store(true, Ordering::SeqCst);
                     *self.closed.write() = true;
                     self.close()?;
                     return result;
@@ -390,6 +396,13 @@ impl Daemon {
 
     /// Unmounts and closes. An error leaves the daemon serving.
     fn end(&self, lazy: bool) -> Result<()> {
+        self.ending.store(true, Ordering::SeqCst);
+        let ended = self.unmount_and_close(lazy);
+        self.ending.store(ended.is_ok(), Ordering::SeqCst);
+        ended
+    }
+
+    fn unmount_and_close(&self, lazy: bool) -> Result<()> {
         // Waits for requests at work, and keeps new ones out.
         let mut closed = self.closed.write();
         match self.mount.unmount(false) {

@@ -5,7 +5,7 @@
 //!   and `ui` are what a command tells its user, `error` how it fails;
 //! - `client` talks to the daemon of a store (and starts it), `protocol` is
 //!   what they say to each other, `daemon` is the other end: the only place
-//!   that opens a store;
+//!   that opens a store (`check` looks at one that cannot be opened);
 //! - `postgres` is everything that knows PostgreSQL: binaries, configuration,
 //!   processes, SQL. Nothing else imports tokio-postgres.
 

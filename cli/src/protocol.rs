@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use pgcowfs::check;
 use serde::{Deserialize, Serialize};
 
 use crate::config::StorePaths;
@@ -71,6 +72,19 @@ pub enum Request {
         /// The quota in bytes; null: none.
         bytes: Option<u64>,
     },
+    /// Checks the store, and with `scrub` reads everything in it. Sends
+    /// [`Reply::Progress`] with [`Progress`] now and then. -> [`Inspected`]
+    Inspect(InspectSpec),
+    /// Puts the last whole version of a damaged page in its place, in a fork
+    /// whose server does not run. -> what was done, in words
+    Restore {
+        /// The fork.
+        fork: String,
+        /// The file in it.
+        path: String,
+        /// Its block.
+        block: u32,
+    },
     /// Ends the daemon; refused while servers run. -> null, after everything is durable and unmounted
     Shutdown {
         /// Detach a mount that is in use.
@@ -82,6 +96,8 @@ pub enum Request {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
+    /// Not done yet; more replies follow.
+    Progress(serde_json::Value),
     /// Done.
     Ok(serde_json::Value),
     /// Not done.
@@ -225,6 +241,131 @@ pub struct Forked {
     pub map_bytes: u64,
     /// What its user should know.
     pub warnings: Vec<String>,
+}
+
+/// What to check.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct InspectSpec {
+    /// Read all pages, too.
+    pub scrub: bool,
+    /// Only this fork's.
+    pub fork: Option<String>,
+    /// Give the fork's base files their CRCs first.
+    pub seal: bool,
+    /// Look at pages as PostgreSQL does.
+    pub pg: bool,
+    /// At most.
+    pub bytes_per_second: Option<u64>,
+}
+
+/// How far an inspection is.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Progress {
+    /// Bytes read since the last one.
+    pub bytes: u64,
+    /// Bytes there are to read.
+    pub total: u64,
+}
+
+/// What an inspection found.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Inspected {
+    /// What is wrong.
+    pub findings: Vec<FindingRow>,
+    /// What only takes space.
+    pub leftovers: Vec<LeftoverRow>,
+    /// Forks.
+    pub forks: u64,
+    /// Layers.
+    pub layers: u64,
+    /// Files and directories, of each fork.
+    pub files: u64,
+    /// Records of the block map.
+    pub records: u64,
+    /// Pages that records refer to.
+    pub pages: u64,
+    /// Pages read.
+    pub pages_read: u64,
+    /// Blocks of WAL segments read.
+    pub wal_blocks_read: u64,
+    /// Blocks of base files read.
+    pub base_blocks_read: u64,
+    /// Blocks without a CRC: WAL being written, bases without a seal.
+    pub unsealed_blocks: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes of base files that got their CRCs.
+    pub sealed_bytes: u64,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FindingRow {
+    /// map, record, layer, name, count, file, page, wal, base or postgres.
+    pub kind: String,
+    /// In words.
+    pub message: String,
+    /// The forks that see it.
+    pub forks: Vec<String>,
+    /// The file in them.
+    pub path: Option<String>,
+    /// Its block.
+    pub block: Option<u32>,
+    /// What to do.
+    pub next_step: String,
+    /// Whether `check --repair` puts it right.
+    pub repairable: bool,
+}
+
+/// Space that the next start gives back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LeftoverRow {
+    /// What takes it.
+    pub what: String,
+    /// How much.
+    pub bytes: u64,
+}
+
+impl Inspected {
+    /// From what the core has seen.
+    pub fn new(report: check::Report, progress: &check::scrub::Progress) -> Inspected {
+        let findings = report.findings.into_iter().map(|f| FindingRow {
+            kind: f.kind.name().to_string(),
+            message: f.message,
+            forks: f.forks,
+            path: f.path,
+            block: f.block,
+            next_step: f.next_step,
+            repairable: f.repairable,
+        });
+        let leftovers = report.leftovers.into_iter().map(|l| LeftoverRow { what: l.what, bytes: l.bytes });
+        Inspected {
+            findings: findings.collect(),
+            leftovers: leftovers.collect(),
+            forks: report.forks,
+            layers: report.layers,
+            files: report.files,
+            records: report.records,
+            pages: report.pages,
+            pages_read: progress.pages,
+            wal_blocks_read: progress.wal_blocks,
+            base_blocks_read: progress.base_blocks,
+            unsealed_blocks: progress.unsealed_blocks,
+            bytes_read: progress.bytes,
+            sealed_bytes: 0,
+        }
+    }
+}
+
+impl InspectSpec {
+    /// For the core.
+    pub fn options(&self) -> check::scrub::Options {
+        check::scrub::Options {
+            fork: self.fork.clone(),
+            bytes_per_second: self.bytes_per_second,
+            postgres: self.pg,
+        }
+    }
 }
 
 /// Runs `with` on a path of the control socket that is short enough for the

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::postgres::server::State;
-use crate::protocol::ForkRow;
+use crate::protocol::{ForkRow, Inspected};
 use crate::ui::{Cell, bytes_text, duration_text, pairs, table};
 
 /// A command's result.
@@ -504,6 +504,113 @@ impl Report for StatusReport {
         ];
         rows.extend(rest.into_iter().filter_map(|(name, cell)| Some((name, cell?))));
         pairs(&rows)
+    }
+}
+
+/// `check`, `scrub`
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckReport {
+    /// Whether nothing was found.
+    pub ok: bool,
+    /// What was found.
+    #[serde(flatten)]
+    pub found: Inspected,
+    /// How long it took.
+    pub took_ms: f64,
+    /// Records that `--repair` has changed; null without it.
+    pub repaired: Option<u64>,
+}
+
+impl CheckReport {
+    /// With how long it took.
+    pub fn new(found: Inspected, took: Duration, repaired: Option<u64>) -> CheckReport {
+        CheckReport { ok: found.findings.is_empty(), found, took_ms: took.as_secs_f64() * 1e3, repaired }
+    }
+}
+
+impl Report for CheckReport {
+    fn human(&self, color: bool) -> String {
+        let found = &self.found;
+        let mut out = String::new();
+        if !found.findings.is_empty() {
+            let rows: Vec<Vec<Cell>> = found
+                .findings
+                .iter()
+                .map(|f| {
+                    vec![
+                        Cell::colored(&f.kind, color.then_some("31")),
+                        Cell::plain(if f.forks.is_empty() { "-".into() } else { f.forks.join(",") }),
+                        Cell::plain(f.path.as_deref().unwrap_or("-")),
+                        Cell::plain(f.block.map_or("-".into(), |b| b.to_string())),
+                    ]
+                })
+                .collect();
+            out += &table(&["WHAT", "FORKS", "FILE", "BLOCK"], &[false, false, false, true], &rows);
+            for f in &found.findings {
+                out += &format!("\n{}\n  next: {}\n", f.message, f.next_step);
+            }
+            out.push('\n');
+        }
+        for leftover in &found.leftovers {
+            out += &format!(
+                "space that the next start gives back: {} ({})\n",
+                leftover.what,
+                bytes_text(leftover.bytes)
+            );
+        }
+        if let Some(repaired) = self.repaired {
+            out += &format!("{repaired} records counted anew\n");
+        }
+        if found.sealed_bytes > 0 {
+            out += &format!("{} of its base have checksums now\n", bytes_text(found.sealed_bytes));
+        }
+        out += &format!(
+            "{} forks, {} layers, {} files, {} records, {} pages\n",
+            found.forks, found.layers, found.files, found.records, found.pages
+        );
+        let took = Duration::from_secs_f64(self.took_ms / 1e3);
+        if found.bytes_read > 0 {
+            let rate = found.bytes_read as f64 / took.as_secs_f64().max(1e-3);
+            out += &format!(
+                "{} pages, {} blocks of WAL and {} of bases read: {} in {} ({}/s)\n",
+                found.pages_read,
+                found.wal_blocks_read,
+                found.base_blocks_read,
+                bytes_text(found.bytes_read),
+                duration_text(took),
+                bytes_text(rate as u64)
+            );
+        }
+        if found.unsealed_blocks > 0 {
+            out += &format!(
+                "{} blocks have no checksum: WAL being written, and bases without `scrub --seal`\n",
+                found.unsealed_blocks
+            );
+        }
+        out += match found.findings.len() {
+            0 => "nothing is wrong\n",
+            _ => "",
+        };
+        out
+    }
+}
+
+/// `scrub --restore`
+#[derive(Clone, Debug, Serialize)]
+pub struct RestoreReport {
+    /// The fork.
+    pub fork: String,
+    /// The file in it.
+    pub path: String,
+    /// The block.
+    pub block: u32,
+    /// Which version it is now.
+    pub restored_from: String,
+}
+
+impl Report for RestoreReport {
+    fn human(&self, _color: bool) -> String {
+        format!("{} block {} of {} is restored: {}", self.path, self.block, self.fork, self.restored_from)
     }
 }
 

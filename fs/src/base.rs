@@ -4,7 +4,7 @@
 //! around every read. A base that changes underneath is found at the first read
 //! of a changed file, which then fails instead of mixing two states.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -15,9 +15,9 @@ use parking_lot::Mutex;
 
 use crate::attr::Kind;
 use crate::block::{BLOCK_BYTES, BlockNo, blocks_for};
-use crate::device::FileBudget;
+use crate::device::{self, FileBudget};
 use crate::error::{Error, Result};
-use crate::map::schema::{BaseFileRecord, Time};
+use crate::map::schema::{BaseFileRecord, ForkRecord, Time};
 
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Arc<File>>>> = LazyLock::new(Mutex::default);
 
@@ -66,6 +66,24 @@ impl BaseFile {
     /// Its length in blocks.
     pub fn blocks(&self) -> BlockNo {
         blocks_for(self.record.size)
+    }
+
+    /// Its length in bytes when it was added.
+    pub fn len(&self) -> u64 {
+        self.record.size
+    }
+
+    /// Whether it was empty then.
+    pub fn is_empty(&self) -> bool {
+        self.record.size == 0
+    }
+
+    /// [`BaseFile::read`] from the disk itself.
+    pub fn read_uncached(&self, block: BlockNo, buf: &mut [u8]) -> Result<()> {
+        let file = self.open()?;
+        device::read_uncached(&file, buf, u64::from(block) * BLOCK_BYTES).map_err(|e| self.error(e))?;
+        let meta = file.metadata().map_err(|e| self.error(e))?;
+        self.compare(&meta)
     }
 
     /// Fills `buf` with the blocks from `block` on; zeros beyond the end.
@@ -146,6 +164,12 @@ pub fn roots(dir: &Path) -> Vec<PathBuf> {
     // What is no longer there has no files to read either.
     roots.extend(links.iter().filter_map(|link| link.canonicalize().ok()));
     roots
+}
+
+/// The same for the bases of several forks.
+pub fn roots_of(forks: &[ForkRecord]) -> Vec<PathBuf> {
+    let bases: BTreeSet<&str> = forks.iter().map(|f| f.base.as_str()).filter(|b| !b.is_empty()).collect();
+    bases.into_iter().flat_map(|base| roots(Path::new(base))).collect()
 }
 
 /// The deepest directory of a base. PostgreSQL's own nest four deep.

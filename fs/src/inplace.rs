@@ -3,7 +3,8 @@
 //! A WAL segment is overwritten block by block, and each commit waits for it;
 //! out-of-place pages would cost a map commit each time. So its blocks lie in
 //! host files, at fixed places, and a commit is one flush of one host file.
-//! PostgreSQL guards the contents with its own record CRCs.
+//! PostgreSQL guards the contents with its own record CRCs while it writes them;
+//! a host file at rest is sealed ([`crate::seal`]).
 //!
 //! A fork shares the host files with its parent: from that moment neither may
 //! write to them. The first write after it takes a new host file for the chunk,
@@ -17,24 +18,28 @@
 //!   owns the extents that have it as a top, and only between two forks of it;
 //!   scratch is not inherited by forks, so its host files stay its own;
 //! - runs do not overlap; a block without a run is zeros;
-//! - a host file is removed when no durable record and nobody alive refers to it.
+//! - a host file is removed when no durable record and nobody alive refers to it;
+//! - a sealed host file is what its seal says: the first write removes the seal,
+//!   durably, before it changes a byte.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::block::{BLOCK_BYTES, BLOCK_SIZE, BlockNo};
 use crate::class::Class;
 use crate::delta::Delta;
 use crate::delta::account::{Need, Room, Tally};
 use crate::delta::flush::FlushState;
-use crate::device::DeviceFile;
+use crate::device::{Device, DeviceFile};
 use crate::error::{Error, Result};
 use crate::ids::LayerId;
 use crate::map::schema::{ExtentsRecord, RunRecord, TopRecord};
+use crate::seal::{self, Seals};
 
 /// Blocks of a WAL file in one host file: 16 MiB, PostgreSQL's default segment.
 pub const WAL_CHUNK_BLOCKS: u32 = 2048;
@@ -66,6 +71,10 @@ pub struct HostFiles {
     /// Files were made whose names are not durable yet.
     new_names: Mutex<bool>,
     pattern: [u8; SECTOR],
+    /// CRCs of those at rest.
+    pub seals: Arc<Seals>,
+    /// Counts writes, to tell which file was written last.
+    clock: AtomicU64,
 }
 
 /// The thread that makes spare files.
@@ -94,6 +103,19 @@ pub struct HostFile {
     room: AtomicU64,
     /// Held while it grows: where its bytes are counted.
     counted: Mutex<Option<Tally>>,
+    /// Held by each write; alone by the one who seals or removes the seal.
+    gate: RwLock<()>,
+    written: Mutex<Written>,
+}
+
+/// When a host file was written.
+struct Written {
+    /// Number of the last write among all of the store; 0 for none.
+    number: u64,
+    at: Instant,
+    /// It will be written again before anybody reads it, as a segment that
+    /// PostgreSQL has recycled: not worth a seal.
+    awaits_writes: bool,
 }
 
 fn name(id: u64) -> String {
@@ -107,6 +129,7 @@ impl HostFiles {
         room: Arc<Room>,
         store_id: [u8; 16],
         next: Arc<dyn Fn() -> Result<u64> + Send + Sync>,
+        seals: Arc<Seals>,
     ) -> Arc<Self> {
         let mut pattern = [0; SECTOR];
         for part in pattern.chunks_exact_mut(16) {
@@ -120,7 +143,14 @@ impl HostFiles {
             refill: Mutex::default(),
             new_names: Mutex::new(false),
             pattern,
+            seals,
+            clock: AtomicU64::new(0),
         })
+    }
+
+    /// Where they lie.
+    pub fn device(&self) -> &dyn Device {
+        &*self.room.device
     }
 
     /// Counts the durable records that refer to each file: `added` more,
@@ -145,6 +175,31 @@ impl HostFiles {
         for id in gone {
             self.remove(id);
         }
+    }
+
+    /// Those of `files` that no durable record will refer to after `removed`
+    /// references fewer and `added` more.
+    pub fn unreferenced_after(&self, added: &[u64], removed: &[u64]) -> Vec<u64> {
+        let mut ids = removed.to_vec();
+        ids.sort_unstable();
+        ids.dedup();
+        let table = self.table.lock();
+        let count = |list: &[u64], id| list.iter().filter(|&&i| i == id).count() as u32;
+        ids.retain(|&id| {
+            let durable = table.get(&id).map_or(0, |known| known.durable);
+            durable + count(added, id) <= count(removed, id)
+        });
+        ids
+    }
+
+    /// Whether a durable record refers to the file.
+    pub fn is_recorded(&self, id: u64) -> bool {
+        self.table.lock().get(&id).is_some_and(|k| k.durable > 0)
+    }
+
+    /// Whether anybody refers to the file, in a record or in memory.
+    pub fn is_known(&self, id: u64) -> bool {
+        self.table.lock().get(&id).is_some_and(|k| k.durable > 0 || k.live.strong_count() > 0)
     }
 
     fn remove(&self, id: u64) {
@@ -294,6 +349,8 @@ impl HostFile {
             flushing: FlushState::default(),
             room: AtomicU64::new(0),
             counted: Mutex::default(),
+            gate: RwLock::new(()),
+            written: Mutex::new(Written { number: 0, at: Instant::now(), awaits_writes: false }),
         })
     }
 
@@ -310,12 +367,36 @@ impl HostFile {
         Ok(self.file.get_or_init(|| file))
     }
 
+    /// Its name in the store's in-place directory.
+    pub fn name(&self) -> String {
+        name(self.id)
+    }
+
     fn error(&self, verb: &str, e: std::io::Error) -> Error {
         Error::io(format!("{verb} host file {}", name(self.id)), e)
     }
 
-    /// Fills `buf` from `offset`; zeros beyond the end.
-    pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+    /// Fills `buf` from `offset`, both multiples of a block; zeros beyond the
+    /// end. Returns the first block of `buf` that does not match the file's seal.
+    pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<Option<u32>> {
+        let owner = self.owner.upgrade().ok_or(Error::Stale)?;
+        loop {
+            let removals = owner.seals.removals();
+            let Some(crcs) = owner.seals.host(self.id)? else {
+                self.read_unsealed(buf, offset)?;
+                return Ok(None);
+            };
+            self.read_unsealed(buf, offset)?;
+            let bad = seal::mismatch(&crcs, (offset / BLOCK_BYTES) as usize, buf);
+            // Who writes removes the seal first.
+            if bad.is_none() || owner.seals.is_whole(self.id) && owner.seals.removals() == removals {
+                return Ok(bad);
+            }
+        }
+    }
+
+    /// Fills `buf` from `offset` without a look at the seal.
+    fn read_unsealed(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.file()?.read_at(buf, offset).map_err(|e| self.error("reading", e))
     }
 
@@ -325,7 +406,8 @@ impl HostFile {
     }
 
     /// Writes for the fork that writes to `delta`; refused before anything is
-    /// written if there is no room for that.
+    /// written if there is no room for that. The first write to a sealed file
+    /// costs a commit of the block map.
     pub fn write(&self, data: &[u8], offset: u64, delta: &Delta, need: Need) -> Result<()> {
         self.reserve(offset + data.len() as u64, Some((delta, need)))?;
         self.put(data, offset)
@@ -333,8 +415,76 @@ impl HostFile {
 
     /// Writes where there is space already.
     fn put(&self, data: &[u8], offset: u64) -> Result<()> {
+        let owner = self.owner.upgrade().ok_or(Error::Stale)?;
+        let _gate = loop {
+            let gate = self.gate.read();
+            if !owner.seals.has_host(self.id) {
+                break gate;
+            }
+            drop(gate);
+            let _alone = self.gate.write();
+            if owner.seals.has_host(self.id) {
+                owner.seals.unseal_host(self.id)?;
+            }
+        };
+        {
+            let mut written = self.written.lock();
+            written.number = owner.clock.fetch_add(1, Ordering::Relaxed) + 1;
+            written.at = Instant::now();
+            written.awaits_writes = false;
+        }
         self.unflushed.store(true, Ordering::SeqCst);
         self.file()?.write_at(data, offset).map_err(|e| self.error("writing", e))
+    }
+
+    /// Notes that PostgreSQL has kept the file for later: what is in it now is
+    /// read by nobody.
+    pub fn await_writes(&self) {
+        self.written.lock().awaits_writes = true;
+    }
+
+    /// The number of the last write to it; of two files, the one with the
+    /// greater number was written later.
+    pub fn last_write(&self) -> u64 {
+        self.written.lock().number
+    }
+
+    /// Whether nobody has written to it for that long, and it holds something
+    /// that may be read.
+    pub fn is_at_rest(&self, idle: Duration) -> bool {
+        let written = self.written.lock();
+        !written.awaits_writes && written.at.elapsed() >= idle
+    }
+
+    /// Gives the file its seal. Returns false if somebody has written to it
+    /// meanwhile. `still` is asked, with all writers held, whether it is right.
+    pub fn seal(&self, still: &dyn Fn() -> bool) -> Result<bool> {
+        let owner = self.owner.upgrade().ok_or(Error::Stale)?;
+        let before = self.last_write();
+        // The seal must not reach the disk before what it seals.
+        self.flush()?;
+        let crcs = self.crcs()?;
+        let _alone = self.gate.write();
+        if self.last_write() != before || owner.seals.has_host(self.id) || !still() {
+            return Ok(false);
+        }
+        owner.seals.seal_host(self.id, &crcs)?;
+        Ok(true)
+    }
+
+    fn crcs(&self) -> Result<Vec<u32>> {
+        let blocks = self.file()?.len().map_err(|e| self.error("measuring", e))?.div_ceil(BLOCK_BYTES);
+        let mut crcs = Vec::with_capacity(blocks as usize);
+        let mut buf = vec![0; 64 * BLOCK_SIZE];
+        let mut at = 0;
+        while at < blocks {
+            let now = (blocks - at).min(64);
+            let part = &mut buf[..now as usize * BLOCK_SIZE];
+            self.read_unsealed(part, at * BLOCK_BYTES)?;
+            crcs.extend(seal::crcs_of(part));
+            at += now;
+        }
+        Ok(crcs)
     }
 
     /// Takes host space up to `end`, and counts it for a fork.
@@ -694,6 +844,12 @@ impl Extents {
         }
     }
 
+    /// The host files that `layer` may write to.
+    pub fn tops_of(&self, layer: LayerId) -> Vec<Arc<HostFile>> {
+        let tops = if self.belongs_to(layer) { self.tops.as_slice() } else { &[] };
+        tops.iter().map(|t| t.host.clone()).collect()
+    }
+
     /// The host files that are written to.
     pub fn written_hosts(&self) -> Vec<Arc<HostFile>> {
         self.tops.iter().map(|t| t.host.clone()).collect()
@@ -730,6 +886,10 @@ pub fn resolve_after_crash(
 ) -> Result<Resolved> {
     let mut resolved = Resolved::default();
     for top in extents.tops.clone() {
+        // It was sealed when the record had all its blocks, and not written since.
+        if files.seals.has_host(top.host.id) {
+            continue;
+        }
         let first = top.chunk * extents.chunk_blocks;
         let mut written = false;
         for block in first..first + top.patterned {
@@ -755,7 +915,7 @@ fn resolve_block(
     let recorded = extents.lies_in(top, block);
     let offset = u64::from(block % extents.chunk_blocks) * BLOCK_BYTES;
     let mut page = [0; BLOCK_SIZE];
-    top.host.read(&mut page, offset)?;
+    top.host.read_unsealed(&mut page, offset)?;
     let unwritten = page.chunks_exact(SECTOR).filter(|s| files.is_pattern(s)).count();
     if unwritten == page.len() / SECTOR {
         return Ok(false);
@@ -793,7 +953,7 @@ fn zero_beyond(extents: &Extents, top: &Top, size: u64) -> Result<bool> {
         let next = end.min((u64::from(block) + 1) * BLOCK_BYTES);
         let bytes = &mut page[..(next - at) as usize];
         if extents.lies_in(top, block) {
-            top.host.read(bytes, at - start)?;
+            top.host.read_unsealed(bytes, at - start)?;
             if bytes.iter().any(|b| *b != 0) {
                 bytes.fill(0);
                 top.host.put(bytes, at - start)?;

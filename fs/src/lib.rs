@@ -11,9 +11,11 @@
 //! | [`device`] | host files, the bottom of everything |
 //! | [`map`] | the block map: durable keys and values, in RocksDB |
 //! | [`delta`] | pages out of place, and which slots are free |
+//! | [`seal`] | CRCs of WAL segments at rest and of a base |
 //! | [`inplace`] | WAL segments and scratch, in place |
 //! | [`base`] | a read-only PGDATA as the lowest layer |
 //! | [`layer`] | a fork's files in memory: persistent maps, page tables, what is pending |
+//! | [`check`] | the invariants of a store as functions: check, scrub, repair |
 //! | [`forks`] | the operations of a fork, commits, forking, removing, the store |
 //! | [`mount`] | FUSE |
 //!
@@ -22,6 +24,7 @@
 pub mod attr;
 pub mod base;
 pub mod block;
+pub mod check;
 pub mod class;
 pub mod delta;
 pub mod device;
@@ -32,6 +35,7 @@ pub mod inplace;
 pub mod layer;
 pub mod map;
 pub mod mount;
+pub mod seal;
 
 pub use attr::{Attr, DirEntry, Kind, Make, RenameMode, Seek, SetAttr, SetTime};
 pub use error::{Error, Result};

@@ -67,6 +67,8 @@ pub enum Op {
     Remove {
         fork: u8,
     },
+    /// Gives the WAL segments at rest their CRCs.
+    Seal,
     Restart,
     /// The daemon dies: what it wrote to its files is there.
     Kill,

@@ -31,6 +31,7 @@ pub fn living_op() -> impl Strategy<Value = Op> {
         8 => file_op(WAL_NAMES),
         3 => (0u8..8).prop_map(|parent| Op::Fork { parent }),
         1 => (0u8..8).prop_map(|fork| Op::Remove { fork }),
+        1 => Just(Op::Seal),
         1 => Just(Op::Restart),
     ]
 }
@@ -41,6 +42,7 @@ pub fn wal_op() -> impl Strategy<Value = Op> {
         12 => file_op(WAL_NAMES),
         4 => (0u8..8).prop_map(|parent| Op::Fork { parent }),
         1 => (0u8..8).prop_map(|fork| Op::Remove { fork }),
+        1 => Just(Op::Seal),
         1 => Just(Op::Restart),
         1 => Just(Op::Kill),
         2 => Just(Op::Crash),
@@ -195,6 +197,9 @@ impl World {
     /// operation would have done is then one more moment that may be true.
     pub fn apply(&mut self, op: &Op) -> Result<(), Error> {
         match *op {
+            Op::Seal => {
+                self.store.seal_at_rest(std::time::Duration::ZERO)?;
+            }
             Op::Restart => return self.restart(),
             Op::Kill => self.recover(self.rig.crash(512, &mut || true)),
             Op::Crash => {

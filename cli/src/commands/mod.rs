@@ -1,6 +1,7 @@
 //! The commands, one file each: they ask the daemon, do the slow work
 //! themselves, and print one report.
 
+mod check;
 mod create;
 mod fork;
 mod init;
@@ -66,6 +67,8 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<()> {
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(&context, args),
         Command::Status(_) => status::run(&context),
+        Command::Check(args) => check::check(&context, args),
+        Command::Scrub(args) => check::scrub(&context, args),
     }
 }
 

@@ -4,9 +4,12 @@ use std::io::{BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
+use pgcowfs::check::scrub;
 use pgcowfs::{Fork, ForkInfo, Store};
 use serde::Serialize;
 
@@ -19,7 +22,13 @@ use crate::postgres::conf;
 use crate::postgres::identity::{self, Identity};
 use crate::postgres::server::State;
 use crate::postgres::tree::{ForkTree, Text, Tree};
-use crate::protocol::{CreateSpec, Created, DaemonStatus, ForkRow, ForkSpec, Forked, Reply, Request};
+use crate::protocol::{
+    CreateSpec, Created, DaemonStatus, ForkRow, ForkSpec, Forked, InspectSpec, Inspected, Progress, Reply,
+    Request,
+};
+
+/// How often a client hears how far something is.
+const TELL_EVERY: Duration = Duration::from_millis(200);
 
 /// A result as it goes over the wire.
 pub fn reply<T: Serialize>(result: Result<T>) -> Reply {
@@ -33,15 +42,20 @@ pub fn reply<T: Serialize>(result: Result<T>) -> Reply {
     }
 }
 
-/// Sends a reply.
-pub fn send(client: &mut UnixStream, reply: &Reply) {
+fn ending() -> Error {
+    Error::new(Kind::State, "the daemon is ending").hint("try again in a moment")
+}
+
+/// Sends a reply; false if the client has gone.
+pub fn send(client: &mut UnixStream, reply: &Reply) -> bool {
     let sent = serde_json::to_string(reply).map_err(std::io::Error::from).and_then(|mut text| {
         text.push('\n');
         client.write_all(text.as_bytes())
     });
-    if let Err(e) = sent {
+    if let Err(e) = &sent {
         log::debug!("a client left before its reply: {e}");
     }
+    sent.is_ok()
 }
 
 impl Daemon {
@@ -49,7 +63,8 @@ impl Daemon {
     pub(super) fn serve(self: Arc<Self>, mut client: UnixStream) {
         if let Err(error) = check_peer(&client) {
             log::warn!("refused a client: {error}");
-            return send(&mut client, &Reply::Error(error));
+            send(&mut client, &Reply::Error(error));
+            return;
         }
         let Ok(read_half) = client.try_clone() else {
             return log::warn!("cannot read from a client: too many open files");
@@ -82,6 +97,11 @@ impl Daemon {
                         log::debug!("a client asks for an end that has come already");
                     }
                     return self.abandon(own);
+                }
+                Ok(Request::Inspect(spec)) => {
+                    let reply = reply(self.inspect(&spec, &mut client));
+                    send(&mut client, &reply);
+                    continue;
                 }
                 Ok(request) => request,
                 Err(e) => {
@@ -118,9 +138,7 @@ impl Daemon {
     fn answer(&self, request: Request, own: &mut Vec<String>) -> Reply {
         let closed = self.closed.read();
         if *closed {
-            return Reply::Error(
-                Error::new(Kind::State, "the daemon is ending").hint("try again in a moment"),
-            );
+            return Reply::Error(ending());
         }
         log::debug!("{request:?}");
         match request {
@@ -141,11 +159,69 @@ impl Daemon {
             Request::Sync { fork } => reply(self.sync(&fork)),
             Request::SetPort { fork, port } => reply(self.set_port(&fork, port)),
             Request::SetQuota { fork, bytes } => reply(self.set_quota(&fork, bytes)),
+            Request::Restore { fork, path, block } => reply(self.restore(&fork, &path, block)),
             // Taken out by `serve`, which has the client to hand over.
-            Request::Shutdown { .. } => {
-                reply::<()>(Err(Error::new(Kind::Failed, "a shutdown came the wrong way")))
+            Request::Shutdown { .. } | Request::Inspect(_) => {
+                reply::<()>(Err(Error::new(Kind::Failed, "a request came the wrong way")))
             }
         }
+    }
+
+    /// Checks or scrubs while everything goes on; ends early when the client has
+    /// gone or the daemon ends.
+    fn inspect(&self, spec: &InspectSpec, client: &mut UnixStream) -> Result<Inspected> {
+        let closed = self.closed.read();
+        if *closed {
+            return Err(ending());
+        }
+        let mut said = Instant::now();
+        let (mut before, mut left) = (0, false);
+        let mut tell = |now: &scrub::Progress| {
+            if said.elapsed() >= TELL_EVERY || now.bytes < before {
+                let bytes = now.bytes.saturating_sub(before);
+                let progress = Reply::Progress(serde_json::json!(Progress { bytes, total: now.total }));
+                said = Instant::now();
+                before = now.bytes;
+                left = left || !send(client, &progress);
+            }
+            !left && !self.ending.load(Ordering::SeqCst)
+        };
+        let mut sealed_bytes = 0;
+        if let (true, Some(fork)) = (spec.seal, &spec.fork) {
+            sealed_bytes = self.store.seal_base(fork, &mut tell)?;
+        }
+        let mut report = self.store.check_records(&mut || !self.ending.load(Ordering::SeqCst))?;
+        let mut progress = scrub::Progress::default();
+        if spec.scrub {
+            let (findings, done) = self.store.scrub(&spec.options(), &mut tell)?;
+            report.findings.extend(findings);
+            progress = done;
+        }
+        if self.ending.load(Ordering::SeqCst) {
+            return Err(ending());
+        }
+        let found = Inspected { sealed_bytes, ..Inspected::new(report, &progress) };
+        match found.findings.len() {
+            0 => log::info!("checked: {} pages read, nothing found", found.pages_read),
+            n => log::error!("checked: {} pages read, {n} findings", found.pages_read),
+        }
+        Ok(found)
+    }
+
+    fn restore(&self, fork: &str, path: &str, block: u32) -> Result<String> {
+        let _changes = self.changes.lock();
+        let state = state(&self.store, &self.mountpoint, fork);
+        refuse_running(fork, state, format!("stop it first: pgcowfs stop {fork}"))?;
+        let what = self.store.restore_page(fork, path, block).map_err(|e| match e {
+            pgcowfs::Error::NotFound => {
+                Error::new(Kind::NotFound, format!("fork {fork:?} has no file {path}"))
+                    .hint("a path is relative to the fork's data directory, as `pgcowfs scrub` shows it")
+            }
+            other => other.into(),
+        })?;
+        // The kernel may hold what it read before.
+        self.mount.changed(&*self.store.by_name(fork)?, path)?;
+        Ok(what)
     }
 
     fn status(&self) -> Result<DaemonStatus> {

@@ -16,7 +16,7 @@ use std::sync::{Arc, LazyLock, Weak};
 
 use parking_lot::Mutex;
 
-use super::{Device, DeviceFile, FileBudget, host_space};
+use super::{Device, DeviceFile, DirectBuf, FileBudget, host_space, read_to_end_of, read_uncached};
 
 /// The open files of all devices of this process.
 static OPEN: LazyLock<OpenFiles> = LazyLock::new(OpenFiles::default);
@@ -194,20 +194,15 @@ impl Drop for HostFile {
 
 impl DeviceFile for HostFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        read_to_end_of(&self.descriptors(false)?.buffered, buf, offset)
+    }
+
+    fn read_direct(&self, buf: &mut DirectBuf, len: usize, offset: u64) -> io::Result<()> {
         let open = self.descriptors(false)?;
-        let mut done = 0;
-        while done < buf.len() {
-            match open.buffered.read_at(&mut buf[done..], offset + done as u64) {
-                Ok(0) => {
-                    buf[done..].fill(0);
-                    return Ok(());
-                }
-                Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
+        match &open.direct {
+            Some(file) => read_to_end_of(file, buf.room(len), offset),
+            None => read_uncached(&open.buffered, buf.room(len), offset),
         }
-        Ok(())
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {

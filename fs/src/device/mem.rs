@@ -12,7 +12,7 @@ use imbl::OrdMap;
 use parking_lot::Mutex;
 
 use super::power::{Point, Power};
-use super::{Device, DeviceFile};
+use super::{Device, DeviceFile, DirectBuf};
 
 /// Bytes of a sector, unless a test says otherwise.
 const SECTOR: usize = 512;
@@ -252,6 +252,10 @@ impl DeviceFile for MemFile {
         state.visible.read(&mut buf[..there], offset);
         buf[there..].fill(0);
         Ok(())
+    }
+
+    fn read_direct(&self, buf: &mut DirectBuf, len: usize, offset: u64) -> io::Result<()> {
+        self.read_at(buf.room(len), offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {

@@ -11,6 +11,7 @@ pub mod power;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -39,6 +40,10 @@ pub trait Device: Send + Sync {
 pub trait DeviceFile: Send + Sync {
     /// Fills `buf` from `offset`; zeros beyond the end.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Fills `buf` with `len` bytes from `offset`, from the disk itself where the
+    /// host allows it; zeros beyond the end. Offset and length are multiples of
+    /// [`DIRECT_ALIGN`].
+    fn read_direct(&self, buf: &mut DirectBuf, len: usize, offset: u64) -> io::Result<()>;
     /// Writes through the host's page cache.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Writes past the host's page cache where the host allows it. `buf`,
@@ -55,6 +60,32 @@ pub trait DeviceFile: Send + Sync {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
+}
+
+/// Fills `buf` from `offset`; zeros beyond the end.
+fn read_to_end_of(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => {
+                buf[done..].fill(0);
+                return Ok(());
+            }
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// The same, after the host's cache has let go of what it has of that range.
+pub fn read_uncached(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    let (Ok(start), Ok(len)) = (i64::try_from(offset), i64::try_from(buf.len())) else {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    };
+    nix::fcntl::posix_fadvise(file, start, len, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    read_to_end_of(file, buf, offset)
 }
 
 /// A buffer that direct I/O can take.
@@ -82,6 +113,12 @@ impl DirectBuf {
         let at = self.start + self.len;
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len();
+    }
+
+    /// The first `len` bytes, to be filled; the caller keeps within the capacity.
+    pub fn room(&mut self, len: usize) -> &mut [u8] {
+        self.len = len;
+        &mut self.bytes[self.start..self.start + len]
     }
 
     /// What was appended, aligned.

@@ -1,137 +1,208 @@
-//! The invariants of a store, as a function: what holds between the records of
-//! the block map, and between them and the delta files.
+//! Check and scrub of a store that is open, and of one that cannot be.
 
-use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
 
-use crate::attr::Kind;
-use crate::block::{BLOCK_SIZE, ZERO_PAGE};
-use crate::error::Result;
-use crate::ids::{FileId, LayerId};
-use crate::map::prefix_end;
-use crate::map::schema::{BlockRecord, Slot, tag};
+use crate::base::BaseFile;
+use crate::block::{BLOCK_SIZE, BlockNo};
+use crate::check::scrub::{Options, Progress, Tell, scrub};
+use crate::check::{self, Finding, HostName, Kind, Locator, Report, Stored};
+use crate::device::HostDevice;
+use crate::error::{Error, Result};
+use crate::ids::FileId;
+use crate::layer::{Body, Pages};
+use crate::map::Map;
+use crate::map::rocks::RocksMap;
+use crate::seal;
 
-use super::store::Store;
+use super::store::{Store, read_store_file, take_lock};
+
+/// Blocks of a base that are read at a time.
+const BASE_READ_BLOCKS: u32 = 128;
 
 impl Store {
-    /// Checks all invariants and returns what is broken, in words. Everything
-    /// pending is committed first; the caller keeps writers away meanwhile.
-    /// With `pages`, every page is read and compared with its CRC.
+    fn with_stored<T>(&self, work: impl FnOnce(&Stored<'_>) -> T) -> T {
+        let in_use = |name: HostName| match name {
+            HostName::Delta(id) => {
+                self.core.deltas.read().contains_key(&id)
+                    || self.forks.read().values().any(|k| k.record.lock().delta == id)
+            }
+            HostName::InPlace(id) => self.core.hosts.is_known(id),
+        };
+        work(&Stored {
+            map: &*self.core.map,
+            delta: &*self.core.delta_room.device,
+            inplace: self.core.hosts.device(),
+            in_use: &in_use,
+        })
+    }
+
+    /// Checks all records while the store is used. [`check::check`]
+    pub fn check_records(&self, alive: &mut dyn FnMut() -> bool) -> Result<Report> {
+        self.with_stored(|stored| check::check(stored, alive))
+    }
+
+    /// Reads everything that has a CRC while the store is used.
+    /// [`check::scrub::scrub`]
+    pub fn scrub(&self, options: &Options, tell: &mut Tell<'_>) -> Result<(Vec<Finding>, Progress)> {
+        self.with_stored(|stored| {
+            let mut tell = |progress: &Progress| tell(progress);
+            scrub(stored, options, &mut tell)
+        })
+    }
+
+    /// All that [`Store::check_records`] and, with `pages`, [`Store::scrub`] find,
+    /// in words. What is pending is committed first.
     pub fn check(&self, pages: bool) -> Result<Vec<String>> {
-        let mut broken = Vec::new();
         for info in self.forks() {
-            let fork = self.by_name(&info.name)?;
-            fork.sync_all()?;
+            self.by_name(&info.name)?.sync_all()?;
         }
         self.wait_for_collection();
-        self.check_blocks(pages, &mut broken)?;
-        for info in self.forks() {
-            self.check_names(&info.name, &mut broken)?;
+        let mut findings = self.check_records(&mut || true)?.findings;
+        if pages {
+            findings.extend(self.scrub(&Options::default(), &mut |_| true)?.0);
         }
-        Ok(broken)
+        Ok(findings.into_iter().map(|f| f.message).collect())
     }
 
-    /// Every page is counted once for each record that refers to it.
-    fn check_blocks(&self, pages: bool, broken: &mut Vec<String>) -> Result<()> {
-        let mut references: HashMap<Slot, u32> = HashMap::new();
-        let mut per_layer: HashMap<LayerId, u64> = HashMap::new();
-        let mut page = ZERO_PAGE;
-        self.core.map.scan(&[tag::BLOCK], &prefix_end(&[tag::BLOCK]), &mut |k, v| {
-            let (file, block, record) = match BlockRecord::decode(k, v) {
-                Ok(decoded) => decoded,
-                Err(e) => {
-                    broken.push(e.to_string());
-                    return Ok(true);
-                }
-            };
-            let layer = k.get(1..9).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes).unwrap_or(0);
-            *references.entry(record.slot).or_insert(0) += 1;
-            *per_layer.entry(LayerId(layer)).or_insert(0) += 1;
-            if pages {
-                self.core.delta(record.slot.delta()).read(record.slot, &mut page[..BLOCK_SIZE])?;
-                if crc32fast::hash(&page) != record.crc {
-                    broken.push(format!(
-                        "layer {layer}, file {file}, block {block}: the page does not match its CRC"
-                    ));
-                }
-            }
-            Ok(true)
-        })?;
-        for (slot, &count) in &references {
-            let stored = self.core.delta(slot.delta()).space().durable_references(slot.index());
-            if stored != count {
-                broken.push(format!(
-                    "slot {} of delta file {} has {count} references, and {stored} are counted",
-                    slot.index(),
-                    slot.delta()
-                ));
-            }
-        }
-        for delta in self.core.deltas.read().values() {
-            let used = references.keys().filter(|s| s.delta() == delta.id).count() as u64;
-            let counted = delta.space().durable_slots();
-            if used != counted {
-                broken.push(format!(
-                    "delta file {} has {used} pages in use, and {counted} are counted",
-                    delta.id
-                ));
-            }
-        }
-        let layers = self.core.layers.lock();
-        for (id, info) in layers.iter() {
-            let found = per_layer.remove(id).unwrap_or(0);
-            if found != info.record.pages {
-                broken.push(format!("layer {id} has {found} pages, and {} are counted", info.record.pages));
-            }
-        }
-        for (id, found) in per_layer {
-            broken.push(format!("{found} block records belong to layer {id}, which does not exist"));
-        }
-        Ok(())
-    }
-
-    /// Every name leads to a file, and every file has as many names as it says.
-    fn check_names(&self, name: &str, broken: &mut Vec<String>) -> Result<()> {
+    /// Gives all base files of a fork their CRCs; `tell` as for a scrub. Files
+    /// that have them are left as they are. Returns the bytes read.
+    pub fn seal_base(&self, name: &str, tell: &mut Tell<'_>) -> Result<u64> {
         let fork = self.by_name(name)?;
         let state = fork.head()?.state.clone();
-        let mut links: HashMap<FileId, u32> = HashMap::new();
-        links.insert(FileId::ROOT, 2);
-        for ((dir, entry), (file, kind)) in state.names.iter() {
-            let entry = String::from_utf8_lossy(entry);
-            match state.inodes.get(file) {
-                None => broken.push(format!("fork {name:?}: {entry} in directory {dir} leads to no file")),
-                Some(inode) if inode.kind != *kind => {
-                    broken.push(format!(
-                        "fork {name:?}: {entry} in directory {dir} has another kind than its file"
-                    ));
+        let files: Vec<(FileId, Arc<BaseFile>)> = state
+            .inodes
+            .iter()
+            .filter_map(|(file, inode)| match &inode.body {
+                Body::Pages(Pages { base: Some(base), .. }) | Body::InPlace(_, Some(base)) => {
+                    Some((*file, base.clone()))
                 }
-                Some(_) => {}
+                _ => None,
+            })
+            .collect();
+        let total = files.iter().map(|(_, base)| base.len()).sum();
+        let mut progress = Progress { total, ..Progress::default() };
+        for (file, base) in files {
+            if self.core.hosts.seals.has_base(file)? {
+                continue;
             }
-            if *kind == Kind::Directory {
-                *links.entry(*file).or_insert(0) += 2;
-                *links.entry(*dir).or_insert(0) += 1;
-            } else {
-                *links.entry(*file).or_insert(0) += 1;
+            let mut crcs = Vec::new();
+            let mut block: BlockNo = 0;
+            while block < base.blocks() {
+                let n = BASE_READ_BLOCKS.min(base.blocks() - block);
+                let mut bytes = vec![0; n as usize * BLOCK_SIZE];
+                base.read_uncached(block, &mut bytes)?;
+                crcs.extend(seal::crcs_of(&bytes));
+                block += n;
+                progress.base_blocks += u64::from(n);
+                progress.bytes += bytes.len() as u64;
+                progress.total = progress.total.max(progress.bytes);
+                if !tell(&progress) {
+                    return Ok(progress.bytes);
+                }
             }
+            self.core.hosts.seals.seal_base(file, &crcs)?;
         }
-        let mut logical_bytes = 0;
-        for (file, inode) in state.inodes.iter() {
-            let counted = links.get(file).copied().unwrap_or(0);
-            if counted != inode.nlink {
-                broken.push(format!(
-                    "fork {name:?}: file {file} has {counted} links, and says {}",
-                    inode.nlink
-                ));
-            }
-            if inode.kind == Kind::File {
-                logical_bytes += inode.size;
-            }
+        Ok(progress.bytes)
+    }
+
+    /// Puts the last whole version of a damaged page in its place, for one fork.
+    /// What was written to the page since then is lost. Returns what was done,
+    /// in words.
+    pub fn restore_page(&self, name: &str, path: &str, block: BlockNo) -> Result<String> {
+        let fork = self.by_name(name)?;
+        let file = fork.resolve(path)?.file;
+        fork.sync_all()?;
+        let mut out = Vec::new();
+        let offset = u64::from(block) * crate::block::BLOCK_BYTES;
+        match fork.read(file, offset, BLOCK_SIZE, &mut out) {
+            Err(Error::Damaged(_)) => {}
+            Err(e) => return Err(e),
+            Ok(()) => return Err(Error::Invalid("the page is whole: there is nothing to restore")),
         }
-        if logical_bytes != state.logical_bytes {
-            broken.push(format!(
-                "fork {name:?}: its files have {logical_bytes} bytes, and {} are counted",
-                state.logical_bytes
-            ));
+        let (page, what) = self.with_stored(|stored| -> Result<_> {
+            let locator = Locator::new(*stored)?;
+            let chain = locator.chain(name).ok_or_else(|| Error::NoSuchFork(name.to_string()))?;
+            let layer = check::page_of(stored.map, chain, file, block)?.map(|(layer, _)| layer);
+            let older = match layer {
+                Some(layer) => locator.older(layer, file, block)?,
+                None => None,
+            };
+            match older.as_ref().and_then(|o| o.page().map(|page| (Box::new(*page), o.describe()))) {
+                Some(found) => Ok(found),
+                None => {
+                    Err(Error::Damaged(format!("{path}, block {block}: no earlier version of it is whole")))
+                }
+            }
+        })?;
+        fork.write(file, offset, &page[..])?;
+        fork.sync_all()?;
+        log::warn!("fork {name:?}, {path}, block {block}: restored; {what}");
+        Ok(what)
+    }
+}
+
+/// Checks a store that nobody has open, also one that cannot be opened; with
+/// `options`, scrubs it too. Nothing is changed.
+pub fn check_closed(
+    dir: &Path,
+    options: Option<&Options>,
+    tell: &mut Tell<'_>,
+) -> Result<(Report, Progress)> {
+    let mut report = Report::default();
+    if let Err(e) = read_store_file(dir) {
+        report.findings.push(Finding {
+            next_step: "bring the file STORE (32 bytes) back from a copy of the store".into(),
+            ..damaged(Kind::HostFile, e.to_string())
+        });
+    }
+    let _lock = take_lock(dir)?;
+    let map = match RocksMap::open_to_read(&dir.join("map")) {
+        Ok(map) => map,
+        Err(e) => {
+            report.findings.push(damaged(Kind::Map, e.to_string()));
+            return Ok((report, Progress::default()));
         }
-        Ok(())
+    };
+    if let Err(e) = RocksMap::check_complete(&dir.join("map")) {
+        report.findings.push(damaged(Kind::Map, e.to_string()));
+    }
+    let (delta, inplace) = (HostDevice::new(&dir.join("delta")), HostDevice::new(&dir.join("inplace")));
+    let stored = Stored { map: &map, delta: &delta, inplace: &inplace, in_use: &|_| false };
+    let found = check::check(&stored, &mut || true)?;
+    let before = std::mem::replace(&mut report, found);
+    report.findings.extend(before.findings);
+    let mut progress = Progress::default();
+    if let Some(options) = options {
+        let mut tell = |progress: &Progress| tell(progress);
+        let (findings, done) = scrub(&stored, options, &mut tell)?;
+        report.findings.extend(findings);
+        progress = done;
+    }
+    map.close()?;
+    Ok((report, progress))
+}
+
+/// Counts anew what can be counted, in a store that nobody has open. Returns the
+/// number of records that were changed.
+pub fn repair_closed(dir: &Path) -> Result<u64> {
+    read_store_file(dir)?;
+    let _lock = take_lock(dir)?;
+    let map = RocksMap::open(&dir.join("map"), false)?;
+    let changed = check::repair::repair(&map)?;
+    map.close()?;
+    Ok(changed)
+}
+
+fn damaged(kind: Kind, message: String) -> Finding {
+    Finding {
+        kind,
+        message,
+        forks: Vec::new(),
+        path: None,
+        block: None,
+        next_step: "bring the store's map/ back from a copy of the store, together with delta/ and inplace/"
+            .into(),
+        repairable: false,
     }
 }

@@ -169,6 +169,19 @@ impl Core {
         if host_changes.iter().any(|(_, change)| !change.files.is_empty()) {
             self.hosts.flush_names()?;
         }
+        let mut unseal: Vec<u64> = units.iter().flat_map(|u| &u.pending.unseal).copied().collect();
+        {
+            let extents = self.extents.lock();
+            let (mut more, mut fewer) = (Vec::new(), Vec::new());
+            for (layer, change) in &host_changes {
+                for (file, hosts) in &change.files {
+                    more.extend_from_slice(hosts);
+                    fewer.extend(extents.get(&(*layer, *file)).into_iter().flatten());
+                }
+            }
+            unseal.extend(self.hosts.unreferenced_after(&more, &fewer));
+        }
+        let going = self.hosts.seals.begin_removal(&unseal, &mut batch);
         let mut added: HashMap<u32, Vec<u32>> = HashMap::new();
         let mut released: HashMap<u32, Vec<u32>> = HashMap::new();
         for unit in units {
@@ -180,7 +193,9 @@ impl Core {
                 released.entry(slot.delta()).or_default().push(slot.index());
             }
         }
-        let bytes = self.commit_slots(&added, &released, batch)?;
+        let committed = self.commit_slots(&added, &released, batch);
+        self.hosts.seals.end_removal(&going, committed.is_ok());
+        let bytes = committed?;
         let mut extents = self.extents.lock();
         let (mut more, mut fewer) = (Vec::new(), Vec::new());
         for (layer, change) in host_changes {

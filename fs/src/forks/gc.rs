@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::ids::{FileId, LayerId};
-use crate::map::schema::{self, BlockRecord, LayerRecord, QuotaRecord, tag};
+use crate::map::schema::{self, BaseSealRecord, BlockRecord, LayerRecord, QuotaRecord, tag};
 use crate::map::{Batch, prefix_end};
 
 use super::store::{Background, Store};
@@ -172,17 +172,36 @@ impl Store {
             core.release_after_readers(slots);
         }
         let mut batch = Batch::default();
+        // The seals of a base go with it: nobody above this layer is left.
+        let bases = schema::layer_prefix(tag::BASE_FILE, layer);
+        core.map.scan(&bases, &prefix_end(&bases), &mut |k, _| {
+            let seals = BaseSealRecord::prefix(schema::file_of_key(k)?);
+            batch.delete_range(seals.clone(), prefix_end(&seals));
+            Ok(true)
+        })?;
         for tag in [tag::CLEARED, tag::NAME, tag::INODE, tag::EXTENTS, tag::BASE_FILE] {
             let start = schema::layer_prefix(tag, layer);
             batch.delete_range(start.clone(), prefix_end(&start));
         }
         batch.delete(LayerRecord::key(layer));
-        core.map.commit(&batch)?;
-        let hosts: Vec<u64> = {
-            let mut extents = core.extents.lock();
-            let files: Vec<FileId> = extents.keys().filter(|(l, _)| *l == layer).map(|(_, f)| *f).collect();
-            files.into_iter().filter_map(|f| extents.remove(&(layer, f))).flatten().collect()
+        let files: Vec<(FileId, Vec<u64>)> = {
+            let extents = core.extents.lock();
+            extents
+                .iter()
+                .filter(|((l, _), _)| *l == layer)
+                .map(|((_, f), hosts)| (*f, hosts.clone()))
+                .collect()
         };
+        let hosts: Vec<u64> = files.iter().flat_map(|(_, hosts)| hosts).copied().collect();
+        let going = core.hosts.seals.begin_removal(&core.hosts.unreferenced_after(&[], &hosts), &mut batch);
+        let committed = core.map.commit(&batch);
+        core.hosts.seals.end_removal(&going, committed.is_ok());
+        committed?;
+        let mut extents = core.extents.lock();
+        for (file, _) in files {
+            extents.remove(&(layer, file));
+        }
+        drop(extents);
         core.hosts.count_durable(&[], &hosts);
         self.remove_empty_deltas();
         Ok(true)

@@ -1,5 +1,7 @@
 //! Forks: their operations, and the store that holds them.
 
+use std::time::Duration;
+
 mod check;
 mod commit;
 mod copy;
@@ -12,9 +14,11 @@ mod names;
 mod paths;
 mod quota;
 mod read;
+mod rest;
 mod store;
 mod write;
 
+pub use check::{check_closed, repair_closed};
 pub use fork::Fork;
 pub use info::{ForkInfo, Space, Status};
 pub use make::ForkReport;
@@ -31,10 +35,17 @@ pub struct Options {
     /// Bytes of the store's disk that forks leave free; less than
     /// [`crate::delta::account::RESERVE_BYTES`] counts as that much.
     pub keep_free_bytes: u64,
+    /// A WAL segment gets its CRCs when nobody has written to it for that long.
+    pub seal_after: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { dirty_limit_bytes: 16 << 20, dirty_total_bytes: 256 << 20, keep_free_bytes: 0 }
+        Options {
+            dirty_limit_bytes: 16 << 20,
+            dirty_total_bytes: 256 << 20,
+            keep_free_bytes: 0,
+            seal_after: Duration::from_secs(10),
+        }
     }
 }

@@ -376,6 +376,7 @@ impl Fork {
         }
         head.bind(new_dir, new_name, file, kind);
         head.moved(file, kind, dir, new_dir, new_name)?;
+        head.recycled(file)?;
         head.stamp(dir)?;
         if dir != new_dir {
             head.stamp(new_dir)?;
@@ -541,6 +542,23 @@ impl Head {
             }
             let below = self.entries(dir).filter(|(_, (_, kind))| *kind == Kind::Directory);
             left.extend(below.map(|((_, name), (file, _))| (*file, role.of_child(name))));
+        }
+        Ok(())
+    }
+
+    /// A WAL segment that gets another name is kept for later, to be written
+    /// from its start. Its seal goes with the commit of the name, so that the
+    /// first write need not wait for one.
+    fn recycled(&mut self, file: FileId) -> Result<()> {
+        let layer = self.owner_layer(file);
+        let inode = self.inode(file)?;
+        let Body::InPlace(extents, _) = &inode.body else { return Ok(()) };
+        if inode.class == Class::Wal {
+            let tops = extents.tops_of(layer);
+            for host in tops {
+                host.await_writes();
+                self.pending.unseal.insert(host.id);
+            }
         }
         Ok(())
     }

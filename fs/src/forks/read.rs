@@ -57,7 +57,7 @@ impl Fork {
                 let pieces = head.pieces(file, first, blocks_for(end))?;
                 (pieces, (offset % BLOCK_BYTES) as usize, (end - offset) as usize)
             };
-            let fetched = self.fetch(&pieces, out);
+            let fetched = self.fetch(file, &pieces, out);
             drop(period);
             match fetched {
                 Ok(None) => {
@@ -66,14 +66,12 @@ impl Fork {
                     return Ok(());
                 }
                 Ok(Some(_)) if attempt < TRIES => {}
-                Ok(Some(bad)) => {
-                    let block = offset / BLOCK_BYTES + u64::from(bad.0);
+                Ok(Some((bad, place))) => {
+                    let block = offset / BLOCK_BYTES + u64::from(bad);
                     let e = Error::Damaged(format!(
-                        "fork {:?}, {}, block {block}: the page in slot {} of delta file {} does not match its CRC",
+                        "fork {:?}, {}, block {block}: {place} does not match its CRC",
                         self.name,
                         self.path_of(file),
-                        bad.1.index(),
-                        bad.1.delta(),
                     ));
                     log::error!("{e}");
                     return Err(e);
@@ -92,34 +90,54 @@ impl Fork {
         unreachable!("the last attempt returns")
     }
 
-    /// Fetches the pieces; returns the first page that does not match its CRC.
-    fn fetch(&self, pieces: &[Piece], out: &mut Vec<u8>) -> Result<Option<(u32, Slot)>> {
+    /// Fetches the pieces; returns the first block that does not match its CRC,
+    /// and where it lies.
+    fn fetch(&self, file: FileId, pieces: &[Piece], out: &mut Vec<u8>) -> Result<Option<(u32, String)>> {
         let mut done = 0;
         for piece in pieces {
             let at = out.len();
             out.resize(at + piece.blocks() as usize * BLOCK_SIZE, 0);
             let buf = &mut out[at..];
-            match piece {
-                Piece::Zeros(_) => {}
-                Piece::Staged(page) => buf.copy_from_slice(&page[..]),
-                Piece::Base(base, block, _) => base.read(*block, buf)?,
-                Piece::Place(Source::Host(host), _, from, _) => host.read(buf, *from)?,
+            let bad = match piece {
+                Piece::Zeros(_) => None,
+                Piece::Staged(page) => {
+                    buf.copy_from_slice(&page[..]);
+                    None
+                }
+                Piece::Base(base, block, _) => self.fetch_base(file, base, *block, buf)?,
+                Piece::Place(Source::Host(host), _, from, _) => host.read(buf, *from)?.map(|i| {
+                    let block = from / BLOCK_BYTES + u64::from(i);
+                    (i, format!("block {block} of in-place file {}", host.name()))
+                }),
                 Piece::Place(Source::Base, base, from, _) => match base {
-                    Some(base) => base.read((from / BLOCK_BYTES) as BlockNo, buf)?,
+                    Some(base) => self.fetch_base(file, base, (from / BLOCK_BYTES) as BlockNo, buf)?,
                     None => {
                         return Err(Error::Damaged("a file refers to a base that it does not have".into()));
                     }
                 },
-                Piece::Slots(first, crcs) => {
-                    if let Some(i) = self.fetch_slots(*first, crcs, buf)? {
-                        let slot = Slot(first.0 + u64::from(i));
-                        return Ok(Some((done + i, slot)));
-                    }
-                }
+                Piece::Slots(first, crcs) => self.fetch_slots(*first, crcs, buf)?.map(|i| {
+                    let slot = Slot(first.0 + u64::from(i));
+                    (i, format!("the page in slot {} of delta file {}", slot.index(), slot.delta()))
+                }),
+            };
+            if let Some((i, place)) = bad {
+                return Ok(Some((done + i, place)));
             }
             done += piece.blocks();
         }
         Ok(None)
+    }
+
+    fn fetch_base(
+        &self,
+        file: FileId,
+        base: &BaseFile,
+        block: BlockNo,
+        buf: &mut [u8],
+    ) -> Result<Option<(u32, String)>> {
+        base.read(block, buf)?;
+        let bad = self.core.hosts.seals.base_mismatch(file, block, buf)?;
+        Ok(bad.map(|i| (i, format!("block {} of base file {}", block + i, base.path().display()))))
     }
 
     fn fetch_slots(&self, first: Slot, crcs: &[u32], buf: &mut [u8]) -> Result<Option<u32>> {
@@ -155,19 +173,8 @@ impl Fork {
 
     /// A path of the file, for messages.
     pub(super) fn path_of(&self, file: FileId) -> String {
-        let Ok(head) = self.head() else { return format!("file {file}") };
-        let mut parts = Vec::new();
-        let mut at = file;
-        while at != FileId::ROOT {
-            // Names are indexed by directory; a message may take the long way.
-            let Some(((dir, name), _)) = head.state.names.iter().find(|(_, (f, _))| *f == at) else {
-                return format!("file {file} (without a name)");
-            };
-            parts.push(String::from_utf8_lossy(name).into_owned());
-            at = *dir;
-        }
-        parts.reverse();
-        parts.join("/")
+        let state = self.head().map(|head| head.state.clone()).unwrap_or_default();
+        state.path_of(file).unwrap_or_else(|| format!("file {file} (without a name)"))
     }
 }
 

@@ -34,6 +34,7 @@ use crate::map::schema::{
     tag,
 };
 use crate::map::{Batch, Map, prefix_end};
+use crate::seal::Seals;
 
 use super::Options;
 use super::core::{Core, Ids, LayerInfo};
@@ -112,7 +113,7 @@ fn encode_store_file(id: &[u8; 16]) -> [u8; STORE_FILE_BYTES] {
     bytes
 }
 
-fn read_store_file(dir: &Path) -> Result<[u8; 16]> {
+pub(super) fn read_store_file(dir: &Path) -> Result<[u8; 16]> {
     let path = dir.join(STORE_FILE);
     let read = || {
         use std::os::unix::fs::OpenOptionsExt;
@@ -239,12 +240,13 @@ impl Store {
             Arc::new(move || ids.next_host()) as Arc<dyn Fn() -> Result<u64> + Send + Sync>
         };
         let keep = options.keep_free_bytes;
+        let seals = Arc::new(Seals::new(map.clone()));
         let core = Arc::new(Core {
             dir: parts.dir,
             options,
             map,
             delta_room: Room::new(parts.delta, keep),
-            hosts: HostFiles::new(Room::new(parts.inplace, keep), parts.id, next),
+            hosts: HostFiles::new(Room::new(parts.inplace, keep), parts.id, next, seals),
             grace: Grace::new(),
             deltas: RwLock::default(),
             layers: Mutex::default(),
@@ -318,6 +320,16 @@ impl Store {
             quotas.insert(fork, bytes);
             Ok(true)
         })?;
+        // Two commits that let go of a host file at the same time have left its
+        // seal behind.
+        let sealed = core.hosts.seals.load_hosts()?;
+        let left: Vec<u64> = sealed.into_iter().filter(|&id| !core.hosts.is_known(id)).collect();
+        let mut batch = Batch::default();
+        let going = core.hosts.seals.begin_removal(&left, &mut batch);
+        if !going.is_empty() {
+            core.map.commit(&batch)?;
+            core.hosts.seals.end_removal(&going, true);
+        }
 
         self.check_unused_ids(&forks)?;
         let mut unfinished = Vec::new();
@@ -492,7 +504,13 @@ impl Store {
             let Body::InPlace(_, base) = &inode.body else { continue };
             let (base, size) = (base.clone(), inode.size);
             let below = |extents: &Extents, block: BlockNo, page: &mut [u8]| match extents.find(block) {
-                Some((Source::Host(host), offset, _)) => host.read(page, offset),
+                Some((Source::Host(host), offset, _)) => match host.read(page, offset)? {
+                    None => Ok(()),
+                    Some(_) => Err(Error::Damaged(format!(
+                        "file {file}, block {block}: in-place file {} does not match its CRC",
+                        host.name()
+                    ))),
+                },
                 Some((Source::Base, offset, _)) => match &base {
                     Some(base) => base.read((offset / BLOCK_BYTES) as u32, page),
                     None => Ok(()),
@@ -530,6 +548,7 @@ impl Store {
         for (name, run) in [
             ("pgcowfs-write", Store::write_back as fn(&Arc<Background>, &Store)),
             ("pgcowfs-gc", Store::collect),
+            ("pgcowfs-seal", Store::seal_in_background),
         ] {
             let (background, store) = (self.background.clone(), Arc::downgrade(self));
             let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
@@ -605,7 +624,7 @@ fn scan(map: &dyn Map, tag: u8, visit: &mut crate::map::Visit<'_>) -> Result<()>
     map.scan(&[tag], &prefix_end(&[tag]), visit)
 }
 
-fn take_lock(dir: &Path) -> Result<File> {
+pub(super) fn take_lock(dir: &Path) -> Result<File> {
     let path = dir.join(LOCK_FILE);
     let context = format!("opening {}", path.display());
     let mut file = File::options()

@@ -40,6 +40,25 @@ pub struct State {
     pub logical_bytes: u64,
 }
 
+impl State {
+    /// A path of a file, for messages; `None` if it has no name.
+    pub fn path_of(&self, file: FileId) -> Option<String> {
+        let mut parts = Vec::new();
+        let mut at = file;
+        while at != FileId::ROOT {
+            // Names are indexed by directory; a message may take the long way.
+            let ((dir, name), _) = self.names.iter().find(|(_, (f, _))| *f == at)?;
+            parts.push(String::from_utf8_lossy(name).into_owned());
+            if parts.len() > 4096 {
+                return None;
+            }
+            at = *dir;
+        }
+        parts.reverse();
+        Some(parts.join("/"))
+    }
+}
+
 /// One file.
 #[derive(Clone)]
 pub struct Inode {

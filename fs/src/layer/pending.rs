@@ -33,6 +33,8 @@ pub struct Pending {
     pub unused: Vec<Slot>,
     /// WAL host files with unflushed writes.
     pub hosts: HashMap<u64, Arc<HostFile>>,
+    /// Host files that will be written: the next commit takes their seals along.
+    pub unseal: BTreeSet<u64>,
 }
 
 /// Changes of one file.
@@ -55,6 +57,7 @@ impl Pending {
             && self.released.is_empty()
             && self.unused.is_empty()
             && self.hosts.is_empty()
+            && self.unseal.is_empty()
     }
 
     /// The changes of one file.
@@ -116,6 +119,7 @@ impl Pending {
         self.released.extend(older.released);
         self.unused.extend(older.unused);
         self.hosts.extend(older.hosts);
+        self.unseal.extend(older.unseal);
     }
 }
 

@@ -64,6 +64,8 @@ fn records() -> Vec<(&'static str, Record)> {
         ("slots", SlotsRecord::encode(2, 1, &bits)),
         ("shared", SharedRecord::encode(Slot::new(2, 3), 4)),
         ("quota", QuotaRecord::encode(ForkId(7), 0x0201)),
+        ("host seal", HostSealRecord::encode(5, &[1, 0xdead_beef])),
+        ("base seal", BaseSealRecord::encode(F, 6, &[2, 3])),
     ]
 }
 
@@ -117,6 +119,14 @@ fn records_survive_the_round_trip() {
             "quota" => {
                 let (fork, bytes) = QuotaRecord::decode(&k, &v).unwrap();
                 QuotaRecord::encode(fork, bytes)
+            }
+            "host seal" => {
+                let (host, crcs) = HostSealRecord::decode(&k, &v).unwrap();
+                HostSealRecord::encode(host, &crcs)
+            }
+            "base seal" => {
+                let (file, number, crcs) = BaseSealRecord::decode(&k, &v).unwrap();
+                BaseSealRecord::encode(file, number, &crcs)
             }
             other => panic!("no decoder for {other}"),
         };

@@ -7,6 +7,8 @@
 
 #[cfg(test)]
 mod golden;
+mod guard;
+mod log_file;
 pub mod mem;
 pub mod rocks;
 pub mod schema;
@@ -71,13 +73,17 @@ pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<bool> + 'a;
 pub trait Map: Send + Sync {
     /// The value of a key.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
-    /// Visits all records with `start <= key < end` in key order.
+    /// Visits all records with `start <= key < end` in key order, as they are
+    /// at one instant: what is committed meanwhile is not seen.
     fn scan(&self, start: &[u8], end: &[u8], visit: &mut Visit<'_>) -> Result<()>;
     /// Applies a batch, wholly or not at all. When it returns, the batch is
     /// durable. [`crate::Error::NoSpace`] leaves the map as it was and usable.
     fn commit(&self, batch: &Batch) -> Result<()>;
     /// Writes everything to its final place, for a clean end.
     fn close(&self) -> Result<()>;
+    /// Reads everything that is stored, past all caches, against its checksums;
+    /// what is damaged, in words. Stops when `alive` says no.
+    fn verify(&self, alive: &mut dyn FnMut() -> bool) -> Result<Vec<String>>;
 }
 
 /// The smallest key above all keys that begin with `prefix`.

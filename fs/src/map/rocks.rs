@@ -5,20 +5,25 @@
 //! it returns; a reopened database holds exactly a prefix of the batches that
 //! contains every synced one.
 //!
-//! Its WAL is recovered up to the first record that is not whole. A batch that
-//! was being written when the power went can have its length on the disk, and
-//! zeros or old bytes for some of its pages: the mode that only forgives a log
-//! that is too short refuses to open then. The price is that damage to a record
-//! is taken for the log's end as well.
+//! RocksDB cannot tell the end of its WAL from damage in it: a damaged record
+//! looks like one that was being written when the power went. So the WAL is
+//! read before RocksDB sees it ([`super::log_file`]); what follows the last whole
+//! record was never durable, or [`super::guard`] knows better: it has the number
+//! of the last change that was made durable. If that is there, a torn end is cut
+//! off, and RocksDB, in its strictest mode, must find the WAL whole. If not, the
+//! map is refused, and stays as it was found.
 
 use std::path::{Path, PathBuf};
 
 use parking_lot::RwLock;
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBRecoveryMode, IteratorMode, Options, ReadOptions, WriteBatch,
+    BlockBasedOptions, Cache, DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch,
     WriteOptions,
 };
 
+use super::guard::Guard;
+use super::log_file;
 use super::{Batch, Change, Map, Visit};
 use crate::device::FileBudget;
 use crate::error::{Error, Result};
@@ -28,11 +33,16 @@ use crate::error::{Error, Result};
 const BLOCK_CACHE_BYTES: usize = 16 << 20;
 /// Bytes of one memtable.
 const MEMTABLE_BYTES: usize = 16 << 20;
+/// Keys are visited one by one during a check, never skipped by a search.
+const NEVER_SKIP: u64 = u64::MAX;
+/// Where a check links the files that it reads, beside the map.
+const CHECK_SUFFIX: &str = "check";
 
 /// The real map.
 pub struct RocksMap {
     dir: PathBuf,
     db: RwLock<Handle>,
+    guard: Option<Guard>,
 }
 
 enum Handle {
@@ -45,8 +55,29 @@ enum Handle {
 impl RocksMap {
     /// Opens the database in `dir`; makes it if `create` is set.
     pub fn open(dir: &Path, create: bool) -> Result<Self> {
-        let db = open_db(dir, create)?;
-        Ok(RocksMap { dir: dir.to_path_buf(), db: RwLock::new(Handle::Open(Box::new(db))) })
+        let (db, guard) = open_db(dir, create)?;
+        let db = RwLock::new(Handle::Open(Box::new(db)));
+        Ok(RocksMap { dir: dir.to_path_buf(), db, guard: Some(guard) })
+    }
+
+    /// Opens the database to look at it, changing nothing: also one that
+    /// [`RocksMap::open`] refuses. Commits fail.
+    pub fn open_to_read(dir: &Path) -> Result<Self> {
+        log_file::check_manifest(dir)?;
+        let logs = log_file::logs(dir)?;
+        if let Some((path, found)) = logs.iter().find(|(_, found)| found.is_torn()) {
+            return Err(damaged_log(path, found.end));
+        }
+        let db = DB::open_for_read_only(&options(false), dir, false).map_err(map_error)?;
+        Ok(RocksMap { dir: dir.to_path_buf(), db: RwLock::new(Handle::Open(Box::new(db))), guard: None })
+    }
+
+    /// Fails unless the database in `dir` holds every change that was durable.
+    pub fn check_complete(dir: &Path) -> Result<()> {
+        match Guard::read(dir)? {
+            Some(durable) => check_sequence(dir, durable),
+            None => Ok(()),
+        }
     }
 
     fn with<T>(&self, work: impl FnOnce(&DB) -> Result<T>) -> Result<T> {
@@ -68,7 +99,7 @@ impl RocksMap {
             return Err(Error::Map("it is closed".into()));
         }
         *db = Handle::Stopped;
-        *db = Handle::Open(Box::new(open_db(&self.dir, false)?));
+        *db = Handle::Open(Box::new(open_db(&self.dir, false)?.0));
         Ok(())
     }
 }
@@ -76,7 +107,8 @@ impl RocksMap {
 fn options(create: bool) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
-    table.set_format_version(5);
+    // Its footers have a checksum, and checksums know the place they are for.
+    table.set_format_version(6);
     table.set_bloom_filter(10.0, false);
     let mut options = Options::default();
     options.create_if_missing(create);
@@ -88,12 +120,105 @@ fn options(create: bool) -> Options {
     options.set_keep_log_file_num(4);
     options.set_max_total_wal_size(64 << 20);
     options.set_paranoid_checks(true);
-    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    options.set_wal_recovery_mode(DBRecoveryMode::AbsoluteConsistency);
     options
 }
 
-fn open_db(dir: &Path, create: bool) -> Result<DB> {
-    DB::open(&options(create), dir).map_err(map_error)
+fn open_db(dir: &Path, create: bool) -> Result<(DB, Guard)> {
+    if !create {
+        check_complete(dir)?;
+    }
+    let db = DB::open(&options(create), dir).map_err(map_error)?;
+    let guard = Guard::open(dir, db.latest_sequence_number())?;
+    Ok((db, guard))
+}
+
+fn damaged_log(path: &Path, at: u64) -> Error {
+    Error::Damaged(format!("{}: the block map's log is damaged at byte {at}", path.display()))
+}
+
+/// Fails unless the database in `dir` holds every change that was durable. A
+/// torn end of its log is cut off.
+fn check_complete(dir: &Path) -> Result<()> {
+    let durable = Guard::read(dir)?.unwrap_or(0);
+    log_file::check_manifest(dir)?;
+    let mut logs = log_file::logs(dir)?;
+    let newest = logs.pop();
+    if let Some((path, found)) = logs.iter().find(|(_, found)| found.is_torn()) {
+        return Err(damaged_log(path, found.end));
+    }
+    let Some((path, found)) = newest else { return check_sequence(dir, durable) };
+    if found.last_change >= durable {
+        return if found.is_torn() { cut(&path, found.end) } else { Ok(()) };
+    }
+    if !found.is_torn() {
+        return check_sequence(dir, durable);
+    }
+    // What was durable may be in the tables already, and the log just begun.
+    // That is looked up in a copy without the torn end.
+    let place = beside(dir);
+    let looked = copy_for_check(dir, &place, &path, found.end).and_then(|()| check_sequence(&place, durable));
+    remove_dir(&place)?;
+    match looked {
+        Ok(()) => cut(&path, found.end),
+        Err(Error::Damaged(_)) => Err(damaged_log(&path, found.end)),
+        Err(e) => Err(e),
+    }
+}
+
+/// Cuts off what was never durable.
+fn cut(log: &Path, end: u64) -> Result<()> {
+    log::info!("{}: cutting off a torn end at byte {end}", log.display());
+    let file = std::fs::File::options().write(true).open(log);
+    file.and_then(|f| f.set_len(end).and_then(|()| f.sync_all()))
+        .map_err(|e| Error::io(format!("cutting {}", log.display()), e))
+}
+
+/// The directory beside the map's that checks use.
+fn beside(dir: &Path) -> PathBuf {
+    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    dir.with_file_name(format!("{name}.{CHECK_SUFFIX}"))
+}
+
+/// Links to the files of a database, and a copy of one log up to `end`.
+fn copy_for_check(dir: &Path, place: &Path, log: &Path, end: u64) -> Result<()> {
+    remove_dir(place)?;
+    let copy = || -> std::io::Result<()> {
+        std::fs::create_dir(place)?;
+        for entry in std::fs::read_dir(dir)? {
+            let (from, name) = entry.map(|e| (e.path(), e.file_name()))?;
+            let text = name.to_string_lossy();
+            if from == log {
+                let bytes = std::fs::read(&from)?;
+                std::fs::write(place.join(&name), &bytes[..(end as usize).min(bytes.len())])?;
+            } else if text.ends_with(".log")
+                || text.ends_with(".sst")
+                || text.starts_with("MANIFEST-")
+                || text == "CURRENT"
+            {
+                std::fs::hard_link(&from, place.join(&name))?;
+            }
+        }
+        Ok(())
+    };
+    copy().map_err(|e| Error::io(format!("linking the block map to {}", place.display()), e))
+}
+
+/// Fails if the database in `dir` ends before change number `durable`.
+fn check_sequence(dir: &Path, durable: u64) -> Result<()> {
+    if durable == 0 {
+        return Ok(());
+    }
+    let db = DB::open_for_read_only(&options(false), dir, false).map_err(map_error)?;
+    let found = db.latest_sequence_number();
+    if found < durable {
+        return Err(Error::Damaged(format!(
+            "the block map in {} ends at change {found}, but changes up to {durable} were durable: \
+             its log is cut off or files of it are missing",
+            dir.display()
+        )));
+    }
+    Ok(())
 }
 
 fn map_error(e: rocksdb::Error) -> Error {
@@ -110,7 +235,8 @@ impl Map for RocksMap {
         self.with(|db| {
             let mut read = ReadOptions::default();
             read.set_iterate_upper_bound(end.to_vec());
-            for record in db.iterator_opt(IteratorMode::From(start, rocksdb::Direction::Forward), read) {
+            read.set_verify_checksums(true);
+            for record in db.iterator_opt(IteratorMode::From(start, Direction::Forward), read) {
                 let (key, value) = record.map_err(map_error)?;
                 if !visit(&key, &value)? {
                     break;
@@ -132,7 +258,14 @@ impl Map for RocksMap {
             }
             let mut durable = WriteOptions::default();
             durable.set_sync(true);
-            self.with(|db| db.write_opt(changes, &durable).map_err(map_error))
+            self.with(|db| {
+                db.write_opt(changes, &durable).map_err(map_error)?;
+                if let Some(guard) = &self.guard {
+                    // What RocksDB has published is durable: every write is synced.
+                    guard.advance(db.latest_sequence_number());
+                }
+                Ok(())
+            })
         };
         match write() {
             // The disk may have room again: RocksDB itself stays stopped, so it
@@ -148,8 +281,87 @@ impl Map for RocksMap {
 
     fn close(&self) -> Result<()> {
         match std::mem::replace(&mut *self.db.write(), Handle::Closed) {
-            Handle::Open(db) => db.flush().map_err(map_error),
+            Handle::Open(db) => match &self.guard {
+                Some(guard) => db.flush().map_err(map_error).and_then(|()| guard.flush()),
+                None => Ok(()),
+            },
             Handle::Stopped | Handle::Closed => Ok(()),
         }
     }
+
+    fn verify(&self, alive: &mut dyn FnMut() -> bool) -> Result<Vec<String>> {
+        let place = beside(&self.dir);
+        if self.guard.is_none() {
+            return Ok(verify_dir(&self.dir, alive));
+        }
+        // A link to every file, so that none goes away while it is read. One
+        // that a crash has left goes first.
+        remove_dir(&place)?;
+        let linked =
+            self.with(|db| Checkpoint::new(db).and_then(|c| c.create_checkpoint(&place)).map_err(map_error));
+        let found = match linked {
+            Ok(()) => verify_dir(&place, alive),
+            Err(Error::NoSpace) => return Err(Error::NoSpace),
+            Err(e) => vec![e.to_string()],
+        };
+        remove_dir(&place)?;
+        Ok(found)
+    }
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(format!("removing {}", dir.display()), e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads all of a database past all caches, every version of every key, and
+/// says which checksums do not match.
+fn verify_dir(dir: &Path, alive: &mut dyn FnMut() -> bool) -> Vec<String> {
+    let mut options = options(false);
+    options.set_use_direct_reads(true);
+    options.set_max_sequential_skip_in_iterations(NEVER_SKIP);
+    let db = match DB::open_for_read_only(&options, dir, false) {
+        Ok(db) => db,
+        Err(_) => {
+            // Not every file system has direct reads.
+            options.set_use_direct_reads(false);
+            match DB::open_for_read_only(&options, dir, false) {
+                Ok(db) => db,
+                Err(e) => return vec![format!("block map: {e}")],
+            }
+        }
+    };
+    // File by file, so that one that is damaged does not hide another.
+    let ranges: Vec<(Vec<u8>, Vec<u8>)> = match db.live_files() {
+        Ok(files) => files.into_iter().filter_map(|f| Some((f.start_key?, f.end_key?))).collect(),
+        Err(e) => return vec![format!("block map: {e}")],
+    };
+    let mut found = Vec::new();
+    for (start, mut end) in ranges {
+        end.push(0);
+        let mut read = ReadOptions::default();
+        read.set_verify_checksums(true);
+        read.fill_cache(false);
+        // Deprecated for its use in speeding reads up, which is not what it is for here.
+        #[allow(deprecated)]
+        read.set_ignore_range_deletions(true);
+        read.set_iterate_upper_bound(end);
+        for record in db.iterator_opt(IteratorMode::From(&start, Direction::Forward), read) {
+            if let Err(e) = record {
+                let text = format!("block map: {e}");
+                if !found.contains(&text) {
+                    found.push(text);
+                }
+                break;
+            }
+            if !alive() {
+                return found;
+            }
+        }
+    }
+    found
 }

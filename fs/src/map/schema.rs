@@ -58,6 +58,10 @@ pub mod tag {
     pub const SHARED: u8 = b'C';
     /// Forks' quotas.
     pub const QUOTA: u8 = b'Q';
+    /// CRCs of a host file that nobody writes to.
+    pub const HOST_SEAL: u8 = b'H';
+    /// CRCs of a base file.
+    pub const BASE_SEAL: u8 = b'Z';
 }
 
 /// A key and its value.
@@ -130,6 +134,9 @@ impl Writer {
         self = self.u32(v.len() as u32);
         self.0.extend_from_slice(v);
         self
+    }
+    fn crcs(self, crcs: &[u32]) -> Self {
+        crcs.iter().fold(self.u32(crcs.len() as u32), |w, &crc| w.u32(crc))
     }
     fn raw(mut self, v: &[u8]) -> Self {
         self.0.extend_from_slice(v);
@@ -216,6 +223,14 @@ impl<'a> Reader<'a> {
             Err(_) => self.fail("a text is not UTF-8"),
         }
     }
+    fn crcs(mut self) -> Result<Vec<u32>> {
+        let count = self.u32()? as usize;
+        if self.rest.len() != 4 * count {
+            return self.fail("it has not as many CRCs as it says");
+        }
+        let crcs = self.rest.as_chunks::<4>().0;
+        Ok(crcs.iter().map(|&b| u32::from_le_bytes(b)).collect())
+    }
     fn end(self) -> Result<()> {
         if self.rest.is_empty() { Ok(()) } else { self.fail("it is longer than its fields") }
     }
@@ -287,6 +302,11 @@ pub fn layer_prefix(tag: u8, layer: LayerId) -> Vec<u8> {
 /// First key of all records of `tag` for `file` in `layer`.
 pub fn file_prefix(tag: u8, layer: LayerId, file: FileId) -> Vec<u8> {
     key(tag, &[&layer.0.to_be_bytes(), &file.0.to_be_bytes()])
+}
+
+/// The layer of a key made with [`layer_prefix`] or [`file_prefix`].
+pub fn layer_of_key(k: &[u8]) -> Result<LayerId> {
+    Ok(LayerId(KeyReader::new(k).u64()?))
 }
 
 /// The file of a key made with [`file_prefix`].
@@ -882,5 +902,53 @@ impl QuotaRecord {
         let bytes = r.u64()?;
         r.end()?;
         Ok((id, bytes))
+    }
+}
+
+/// The CRC-32 of each 8 KiB block of a host file of in-place data. It belongs to
+/// the host file, whichever layers and forks refer to that.
+pub struct HostSealRecord;
+
+impl HostSealRecord {
+    /// The key of a host file.
+    pub fn key(host: u64) -> Vec<u8> {
+        key(tag::HOST_SEAL, &[&host.to_be_bytes()])
+    }
+    /// As stored.
+    pub fn encode(host: u64, crcs: &[u32]) -> Record {
+        Writer::new().crcs(crcs).seal(Self::key(host))
+    }
+    /// From a stored record: the host file and its CRCs.
+    pub fn decode(k: &[u8], v: &[u8]) -> Result<(u64, Vec<u32>)> {
+        let host = KeyReader::new(k).u64()?;
+        Ok((host, Reader::open(k, v)?.crcs()?))
+    }
+}
+
+/// Blocks of one [`BaseSealRecord`].
+pub const BASE_SEAL_BLOCKS: u32 = 1024;
+
+/// The CRC-32 of each of up to 1024 blocks of a base file. A file has the same
+/// id in all layers and forks, so all that stand on the base share them.
+pub struct BaseSealRecord;
+
+impl BaseSealRecord {
+    /// The key of the blocks from `number * 1024` on.
+    pub fn key(file: FileId, number: u32) -> Vec<u8> {
+        key(tag::BASE_SEAL, &[&file.0.to_be_bytes(), &number.to_be_bytes()])
+    }
+    /// First key of all records of `file`.
+    pub fn prefix(file: FileId) -> Vec<u8> {
+        key(tag::BASE_SEAL, &[&file.0.to_be_bytes()])
+    }
+    /// As stored.
+    pub fn encode(file: FileId, number: u32, crcs: &[u32]) -> Record {
+        Writer::new().crcs(crcs).seal(Self::key(file, number))
+    }
+    /// From a stored record: the file, the record's number, and its CRCs.
+    pub fn decode(k: &[u8], v: &[u8]) -> Result<(FileId, u32, Vec<u32>)> {
+        let mut kr = KeyReader::new(k);
+        let (file, number) = (FileId(kr.u64()?), kr.u32()?);
+        Ok((file, number, Reader::open(k, v)?.crcs()?))
     }
 }

@@ -1,0 +1,158 @@
+//! PostgreSQL's own view of a page: its header, and its checksum where the
+//! cluster has them.
+
+use std::collections::HashMap;
+
+use crate::block::{BLOCK_SIZE, BlockNo};
+use crate::delta;
+use crate::device::DirectBuf;
+use crate::error::Result;
+use crate::ids::FileId;
+
+use super::Stored;
+use super::locate::{Locator, page_of};
+
+/// Bytes of a page's header.
+const HEADER: usize = 24;
+/// Flags that PostgreSQL knows (`PD_VALID_FLAG_BITS`).
+const KNOWN_FLAGS: u16 = 0x0007;
+/// Page layout versions in use since PostgreSQL 8.3.
+const LAYOUT: u16 = 4;
+
+const LANES: usize = 32;
+const PRIME: u32 = 16_777_619;
+/// Where each lane begins: PostgreSQL's constants (storage/checksum_impl.h).
+const OFFSETS: [u32; LANES] = [
+    0x5B1F36E9, 0xB8525960, 0x02AB50AA, 0x1DE66D2A, 0x79FF467A, 0x9BB9F8A3, 0x217E7CD2, 0x83E13D2C,
+    0xF8D4474F, 0xE39EB970, 0x42C6AE16, 0x993216FA, 0x7B093B5D, 0x98DAFF3C, 0xF718902A, 0x0B1C9CDB,
+    0xE58F764B, 0x187636BC, 0x5D7B3BB1, 0xE73DE7DE, 0x92BEC979, 0xCCA6C0B2, 0x304A0979, 0x85AA43D4,
+    0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE, 0xF2CA9FD3, 0x959BD756,
+];
+
+fn mix(sum: u32, value: u32) -> u32 {
+    let mixed = sum ^ value;
+    mixed.wrapping_mul(PRIME) ^ (mixed >> 17)
+}
+
+/// The checksum that PostgreSQL gives a page: 32 lanes of FNV-1a over its words,
+/// the stored checksum taken for zero, folded together with the block's number.
+pub fn checksum(page: &[u8], block: BlockNo) -> u16 {
+    let mut sums = OFFSETS;
+    for (row, words) in page.chunks_exact(4 * LANES).enumerate() {
+        for (lane, word) in words.as_chunks::<4>().0.iter().enumerate() {
+            let mut word = *word;
+            if row == 0 && lane == 2 {
+                // pd_checksum is the first half of the third word.
+                (word[0], word[1]) = (0, 0);
+            }
+            sums[lane] = mix(sums[lane], u32::from_le_bytes(word));
+        }
+    }
+    for _ in 0..2 {
+        sums = sums.map(|sum| mix(sum, 0));
+    }
+    let folded = sums.into_iter().fold(0, |all, sum| all ^ sum) ^ block;
+    // Never zero, which means that there is none.
+    (folded % 65_535) as u16 + 1
+}
+
+fn u16_at(page: &[u8], at: usize) -> u16 {
+    page.get(at..at + 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]))
+}
+
+/// What is wrong with a relation's page, if anything. `block` is its number
+/// within the whole relation, all segments together.
+pub fn wrong(page: &[u8], block: BlockNo, checksums: bool) -> Option<String> {
+    if page.iter().all(|&b| b == 0) {
+        // A page that was added to the relation and not used yet.
+        return None;
+    }
+    let (flags, lower, upper, special) =
+        (u16_at(page, 10), u16_at(page, 12), u16_at(page, 14), u16_at(page, 16));
+    let size_and_layout = u16_at(page, 18);
+    if flags & !KNOWN_FLAGS != 0 {
+        return Some(format!("its header has unknown flags {flags:#06x}"));
+    }
+    let in_order =
+        HEADER as u16 <= lower && lower <= upper && upper <= special && usize::from(special) <= BLOCK_SIZE;
+    if !in_order || special % 8 != 0 {
+        return Some(format!("its header is out of order: lower {lower}, upper {upper}, special {special}"));
+    }
+    if size_and_layout != BLOCK_SIZE as u16 | LAYOUT {
+        return Some(format!("its header has page size and layout {size_and_layout:#06x}"));
+    }
+    let (have, want) = (u16_at(page, 8), checksum(page, block));
+    (checksums && have != want).then(|| format!("PostgreSQL's checksum is {have}, and should be {want}"))
+}
+
+/// The first block of a relation's file within the whole relation; `None` if the
+/// path is no relation's main file.
+fn first_block(path: &str) -> Option<BlockNo> {
+    let relations =
+        path.starts_with("base/") || path.starts_with("global/") || path.starts_with("pg_tblspc/");
+    let name = path.rsplit('/').next()?;
+    let (node, segment) = match name.split_once('.') {
+        Some((node, segment)) => (node, segment.parse::<u32>().ok()?),
+        None => (name, 0),
+    };
+    let number = node.split_once('_').map_or(node, |(number, _)| number);
+    let relation = relations && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    relation.then_some(())?;
+    segment.checked_mul(131_072)
+}
+
+/// Checks pages of several clusters.
+#[derive(Default)]
+pub struct PageCheck {
+    checksums: HashMap<String, bool>,
+}
+
+impl PageCheck {
+    /// Whether it is known if the fork's cluster has checksums.
+    pub fn knows(&self, fork: &str) -> bool {
+        self.checksums.contains_key(fork)
+    }
+
+    /// It has, or it has not.
+    pub fn learn(&mut self, fork: &str, checksums: bool) {
+        self.checksums.insert(fork.to_string(), checksums);
+    }
+
+    /// What is wrong with a block of a file, if that is a relation's.
+    pub fn wrong(&self, fork: &str, path: &str, block: BlockNo, page: &[u8]) -> Option<String> {
+        let checksums = self.checksums.get(fork).copied().unwrap_or(false);
+        wrong(page, first_block(path)?.checked_add(block)?, checksums)
+    }
+}
+
+/// `pg_control` of PostgreSQL 12 to 18: where the version of the control file
+/// and of the data checksums are.
+const CONTROL_VERSIONS: [u32; 3] = [1201, 1300, 1800];
+const CONTROL_VERSION_AT: usize = 8;
+const CHECKSUM_VERSION_AT: usize = 252;
+
+/// Whether the cluster of a fork has data checksums, by its pg_control.
+pub fn cluster_has_checksums(stored: &Stored<'_>, locator: &Locator<'_>, fork: &str) -> Result<bool> {
+    let Some(chain) = locator.chain(fork) else { return Ok(false) };
+    let Some(state) = locator.state(fork).transpose()? else { return Ok(false) };
+    let find = |dir: FileId, name: &[u8]| state.names.get(&(dir, name.into())).map(|(file, _)| *file);
+    let Some(control) = find(FileId::ROOT, b"global").and_then(|dir| find(dir, b"pg_control")) else {
+        return Ok(false);
+    };
+    let mut buf = DirectBuf::with_capacity(BLOCK_SIZE);
+    match page_of(stored.map, chain, control, 0)? {
+        Some((_, record)) => {
+            let name = delta::file_name(record.slot.delta());
+            let read = stored
+                .delta
+                .open(&name, false)
+                .and_then(|f| f.read_direct(&mut buf, BLOCK_SIZE, record.slot.offset()));
+            read.map_err(|e| crate::error::Error::io("reading pg_control", e))?;
+        }
+        None => return Ok(false),
+    }
+    let word = |at: usize| {
+        buf.as_slice().get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    };
+    Ok(CONTROL_VERSIONS.contains(&word(CONTROL_VERSION_AT)) && word(CHECKSUM_VERSION_AT) != 0)
+}
