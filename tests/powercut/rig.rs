@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use super::cuts::Cut;
 use super::disk::shelf_of;
 use super::log::{self, Log};
-use crate::common::process::{in_path, run};
+use crate::common::process::{in_path, run, users_of};
+use crate::common::scratch::mount_type;
+use crate::common::store::Store;
 use crate::oracle::Clock;
 
 /// The host's file system.
@@ -62,6 +64,7 @@ impl Host {
 /// The disk's program.
 struct Program {
     child: Child,
+    shelf: PathBuf,
     commands: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
@@ -79,7 +82,7 @@ impl Program {
             .map_err(|e| format!("the disk's program: {e}"))?;
         let commands = child.stdin.take();
         let answers = BufReader::new(child.stdout.take().expect("its output is a pipe"));
-        let mut program = Program { child, commands, answers };
+        let mut program = Program { child, shelf: shelf_of(dir), commands, answers };
         match program.answer()?.as_str() {
             "ready" => Ok(program),
             other => Err(format!("the disk's program: {other}")),
@@ -103,10 +106,13 @@ impl Program {
 }
 
 impl Drop for Program {
-    /// Ends with its input, and takes its mount along.
+    /// Ends with its input, and takes its mount along, unless somebody else still has the loop device open.
     fn drop(&mut self) {
         self.commands.take();
         let _ = self.child.wait();
+        if Store::is_mounted(&self.shelf) {
+            let _ = run(Command::new("umount").arg("-l").arg(&self.shelf));
+        }
     }
 }
 
@@ -135,17 +141,30 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         // Who has just ended may still be giving its files back.
-        let begin = Instant::now();
-        while !run(Command::new("umount").arg(&self.at)).ok() {
-            if begin.elapsed() > Duration::from_secs(10) {
-                println!("powercut: {} is still in use", self.at.display());
-                let _ = run(Command::new("umount").arg("-l").arg(&self.at));
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        if !wait_briefly(|| run(Command::new("umount").arg(&self.at)).ok()) {
+            println!("powercut: {} is still in use by {:?}", self.at.display(), users_of(&self.at));
+            let _ = run(Command::new("umount").arg("-l").arg(&self.at));
         }
         let _ = run(Command::new("losetup").arg("--detach").arg(&self.device));
+        // That only asks for it: whatever on this machine looks at new disks may have it open.
+        let name = self.device.trim_start_matches("/dev/");
+        let backing = Path::new("/sys/block").join(name).join("loop/backing_file");
+        if !wait_briefly(|| !backing.exists()) {
+            println!("powercut: {} is still in use", self.device);
+        }
     }
+}
+
+/// Waits at most 15 seconds; whether it came.
+fn wait_briefly(mut done: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
+    while !done() {
+        if begin.elapsed() > Duration::from_secs(15) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
 }
 
 /// Directories of a rig; `at` is where the file system is mounted, before the cut and after: some of PostgreSQL's
@@ -227,7 +246,15 @@ pub struct Replayed {
 
 /// The disk after a cut, mounted.
 pub struct AfterCut {
-    _mounted: Mounted,
+    mounted: Mounted,
+    host: Host,
+}
+
+impl AfterCut {
+    /// Whether it still is: somebody else on the machine can unmount it, and what is judged then is not the store.
+    pub fn is_there(&self) -> bool {
+        Store::is_mounted(&self.mounted.at) && mount_type(&self.mounted.at) == self.host.name()
+    }
 }
 
 impl Replayed {
@@ -243,6 +270,7 @@ impl Replayed {
             return Err(name);
         }
         let device = Mounted::attach(&shelf_of(&self.place.dir).join(name))?;
-        Ok(AfterCut { _mounted: Mounted::mount(device, self.place.host, &self.place.at)? })
+        let mounted = Mounted::mount(device, self.place.host, &self.place.at)?;
+        Ok(AfterCut { mounted, host: self.place.host })
     }
 }

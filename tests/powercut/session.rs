@@ -97,13 +97,16 @@ impl Counted {
     }
 
     /// Judges all cuts; those that show something are printed.
-    fn run(&mut self, what: &str, disk: &mut Replayed, cuts: &[Cut], judge: impl Fn(&Cut) -> Vec<String>) {
+    fn run(
+        &mut self,
+        what: &str,
+        disk: &mut Replayed,
+        cuts: &[Cut],
+        judge: impl Fn(&Cut) -> Vec<String>,
+    ) -> Result<(), String> {
         for (n, cut) in cuts.iter().enumerate() {
             let begin = Instant::now();
-            let wrong = match disk.cut(cut) {
-                Ok(_mounted) => judge(cut),
-                Err(why) => vec![format!("the host's file system: {why}")],
-            };
+            let wrong = look(disk, cut, &judge)?;
             self.seconds += begin.elapsed().as_secs_f64();
             self.cuts += 1;
             self.in_flight += cut.at - cut.durable;
@@ -116,7 +119,24 @@ impl Counted {
                 println!("{what}: {} of {} cuts, {} found", n + 1, cuts.len(), self.found);
             }
         }
+        Ok(())
     }
+}
+
+/// Judges one cut. Err: the rig did not hold.
+fn look(disk: &mut Replayed, cut: &Cut, judge: impl Fn(&Cut) -> Vec<String>) -> Result<Vec<String>, String> {
+    for _ in 0..3 {
+        let mounted = match disk.cut(cut) {
+            Ok(mounted) => mounted,
+            Err(why) => return Ok(vec![format!("the host's file system: {why}")]),
+        };
+        let wrong = judge(cut);
+        if wrong.is_empty() || mounted.is_there() {
+            return Ok(wrong);
+        }
+        println!("cut {cut}: somebody has unmounted the disk meanwhile; once more");
+    }
+    Err("somebody keeps unmounting the disk".to_owned())
 }
 
 /// Ends a session: what showed something is left to be looked at.
@@ -194,7 +214,7 @@ pub fn writer(args: &Args, number: u64, sums: &mut Sums) -> Result<Outcome, Stri
             wrong = writer::go_on(&place.store());
         }
         wrong
-    });
+    })?;
     drop(disk);
     Ok(outcome(sums.library.found - before, scratch, args))
 }
@@ -234,10 +254,10 @@ pub fn server(args: &Args, number: u64, sums: &mut Sums) -> Result<Outcome, Stri
 
     let before = sums.server.found + sums.recoveries.found;
     let cuts = runs.choose(args.server_cuts, &mut random);
-    sums.server.run("PostgreSQL", &mut disk, &cuts, |cut| recording.judge(&place, cut));
+    sums.server.run("PostgreSQL", &mut disk, &cuts, |cut| recording.judge(&place, cut))?;
     let cuts = runs.choose(args.recoveries, &mut random);
     sums.recoveries
-        .run("PostgreSQL, recovered", &mut disk, &cuts, |cut| recording.judge_with_server(&place, cut));
+        .run("PostgreSQL, recovered", &mut disk, &cuts, |cut| recording.judge_with_server(&place, cut))?;
     drop(disk);
     Ok(outcome(sums.server.found + sums.recoveries.found - before, scratch, args))
 }
