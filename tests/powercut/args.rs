@@ -100,11 +100,11 @@ impl Args {
         if !args.long {
             args = Args {
                 sessions: 1,
-                cuts: 20,
-                operations: 120,
-                server_cuts: 5,
+                cuts: 12,
+                operations: 80,
+                server_cuts: 3,
                 recoveries: 1,
-                commits: 300,
+                commits: 200,
                 ..args
             };
         }

@@ -17,7 +17,7 @@ use crate::common::scratch::Scratch;
 /// Cuts of each control.
 const CONTROL_CUTS: usize = 6;
 /// Flushes that the forgetful disk of the control has lost.
-const FORGOTTEN_FLUSHES: usize = 8;
+const FORGOTTEN_FLUSHES: usize = 32;
 
 /// How a recording's cuts ended. (That there is no verdict is an error.)
 pub enum Outcome {
