@@ -108,7 +108,7 @@ fn finish(context: &Context, report: CheckReport) -> Result<()> {
             let things = if n == 1 { "1 thing is".to_string() } else { format!("{n} things are") };
             let error = Error::new(Kind::Storage, format!("{things} wrong in the store"));
             Err(match repairable {
-                0 => error.hint("each finding says what to do next; docs/RELIABILITY.md tells more"),
+                0 => error.hint("each finding says what to do next; docs/DAMAGE.md tells more"),
                 _ => error.hint(format!(
                     "`pgcowfs umount --stop && pgcowfs check --repair` puts {repairable} of them right"
                 )),
