@@ -38,6 +38,18 @@ install_missing() {
     DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -q --no-install-recommends $packages >&2
   fi
   command -v cargo >/dev/null || die "there is no Rust toolchain: see https://rustup.rs"
+  own_build
+}
+
+# The build directory outlives the checkout, for RocksDB's sake. Cargo names what it builds by the path within the
+# checkout, and would take another checkout's programs for this one's.
+own_build() {
+  local here marker=$CARGO_TARGET_DIR/built-from
+  here=$(pwd)
+  [ "$(cat "$marker" 2>/dev/null)" != "$here" ] || return 0
+  cargo clean -q --release -p pgcowfs -p pgcowfs-cli || die "cannot clean $CARGO_TARGET_DIR"
+  mkdir -p "$CARGO_TARGET_DIR"
+  printf '%s\n' "$here" > "$marker"
 }
 
 # Builds the long harness in tests/NAME.rs and runs it; its exit status is 3 when there can be no verdict.
