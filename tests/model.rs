@@ -121,6 +121,23 @@ mod found {
         }
     }
 
+    /// A write that fails half way may show when the file grows over it, and in
+    /// no other way.
+    #[test]
+    fn a_failed_write_to_a_wal_file() {
+        let write = |fork, name, offset, len| Op::Write { fork, name, offset, len, byte: 1 };
+        let ops = [
+            write(0, 7, 0, B),
+            write(0, 0, 0, B),
+            Op::Fork { parent: 0 },
+            write(6, 7, B, 2 * B),
+            write(6, 7, 2 * B, B),
+        ];
+        for at in 0..count_points(&ops) {
+            run_with_failure(&ops, at, std::io::Error::other("injected"));
+        }
+    }
+
     /// A lost write beyond the end of a WAL file must not show when the file
     /// grows over it.
     #[test]

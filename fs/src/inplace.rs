@@ -227,7 +227,7 @@ impl HostFiles {
         let mut table = self.table.lock();
         let known = table.entry(id).or_default();
         known.live.upgrade().unwrap_or_else(|| {
-            let file = HostFile::new(id, self);
+            let file = HostFile::new(id, self, true);
             known.live = Arc::downgrade(&file);
             file
         })
@@ -254,7 +254,7 @@ impl HostFiles {
             .open(&name(id), true)
             .map_err(|e| Error::io(format!("making host file {}", name(id)), e))?;
         *self.new_names.lock() = true;
-        let host = HostFile::new(id, self);
+        let host = HostFile::new(id, self, false);
         // The cell is new: nobody can have set it.
         let _ = host.file.set(file);
         self.table.lock().entry(id).or_default().live = Arc::downgrade(&host);
@@ -340,12 +340,13 @@ impl HostFiles {
 }
 
 impl HostFile {
-    fn new(id: u64, owner: &Arc<HostFiles>) -> Arc<Self> {
+    /// `written`: an earlier daemon may have written to it, and not flushed.
+    fn new(id: u64, owner: &Arc<HostFiles>, written: bool) -> Arc<Self> {
         Arc::new(HostFile {
             id,
             owner: Arc::downgrade(owner),
             file: OnceLock::new(),
-            unflushed: AtomicBool::new(false),
+            unflushed: AtomicBool::new(written),
             flushing: FlushState::default(),
             room: AtomicU64::new(0),
             counted: Mutex::default(),
@@ -461,7 +462,9 @@ impl HostFile {
     pub fn seal(&self, still: &dyn Fn() -> bool) -> Result<bool> {
         let owner = self.owner.upgrade().ok_or(Error::Stale)?;
         let before = self.last_write();
-        // The seal must not reach the disk before what it seals.
+        // The seal must not reach the disk before what it seals, also if that
+        // was written by a daemon that died before it flushed it.
+        self.unflushed.store(true, Ordering::SeqCst);
         self.flush()?;
         let crcs = self.crcs()?;
         let _alone = self.gate.write();
@@ -506,6 +509,8 @@ impl HostFile {
         if let Some((delta, need)) = whose {
             delta.charge(&mut counted, have, more, need)?;
         }
+        // The new length is to be durable with what is written there, or sealed.
+        self.unflushed.store(true, Ordering::SeqCst);
         if let Err(e) = self.file()?.allocate(have, more) {
             if let Some(tally) = &*counted {
                 tally.fetch_sub(more, Ordering::SeqCst);
@@ -864,46 +869,36 @@ impl Extents {
 /// Reads a block into a page from where the extents have it.
 pub type ReadBelow<'a> = dyn Fn(&Extents, BlockNo, &mut [u8]) -> Result<()> + 'a;
 
-/// What [`resolve_after_crash`] did.
-#[derive(Default)]
-pub struct Resolved {
-    /// Blocks were found that no record knew of.
-    pub found: bool,
-    /// Host files that were written to, and not flushed.
-    pub written: Vec<Arc<HostFile>>,
-}
-
 /// After a crash: finds the blocks of patterned host files that had been
 /// written since the record was made, and completes those of which only some
 /// sectors had. `below` reads a block as it was before. What was written beyond
 /// `size`, the file's length in bytes as it is durable, is zeroed: it must not
 /// show when the file grows again.
+///
+/// Returns whether blocks were found that no record knew of. The caller has the
+/// tops flushed before the next commit.
 pub fn resolve_after_crash(
     extents: &mut Extents,
     size: u64,
     files: &HostFiles,
     below: &ReadBelow<'_>,
-) -> Result<Resolved> {
-    let mut resolved = Resolved::default();
+) -> Result<bool> {
+    let mut found = false;
     for top in extents.tops.clone() {
         // It was sealed when the record had all its blocks, and not written since.
         if files.seals.has_host(top.host.id) {
             continue;
         }
         let first = top.chunk * extents.chunk_blocks;
-        let mut written = false;
         for block in first..first + top.patterned {
-            written |= resolve_block(extents, &top, block, files, below, &mut resolved.found)?;
+            resolve_block(extents, &top, block, files, below, &mut found)?;
         }
-        written |= zero_beyond(extents, &top, size)?;
-        if written {
-            resolved.written.push(top.host);
-        }
+        zero_beyond(extents, &top, size)?;
     }
-    Ok(resolved)
+    Ok(found)
 }
 
-/// One block of a patterned host file; whether it was written to.
+/// One block of a patterned host file.
 fn resolve_block(
     extents: &mut Extents,
     top: &Top,
@@ -911,14 +906,14 @@ fn resolve_block(
     files: &HostFiles,
     below: &ReadBelow<'_>,
     found: &mut bool,
-) -> Result<bool> {
+) -> Result<()> {
     let recorded = extents.lies_in(top, block);
     let offset = u64::from(block % extents.chunk_blocks) * BLOCK_BYTES;
     let mut page = [0; BLOCK_SIZE];
     top.host.read_unsealed(&mut page, offset)?;
     let unwritten = page.chunks_exact(SECTOR).filter(|s| files.is_pattern(s)).count();
     if unwritten == page.len() / SECTOR {
-        return Ok(false);
+        return Ok(());
     }
     if unwritten > 0 {
         let mut old = [0; BLOCK_SIZE];
@@ -936,17 +931,15 @@ fn resolve_block(
         extents.place(block, 1, Source::Host(top.host.clone()));
         *found = true;
     }
-    Ok(unwritten > 0)
+    Ok(())
 }
 
-/// Zeroes what a top holds beyond `size` bytes of the file; whether there was
-/// anything.
-fn zero_beyond(extents: &Extents, top: &Top, size: u64) -> Result<bool> {
+/// Zeroes what a top holds beyond `size` bytes of the file.
+fn zero_beyond(extents: &Extents, top: &Top, size: u64) -> Result<()> {
     let start = u64::from(top.chunk * extents.chunk_blocks) * BLOCK_BYTES;
     let chunk_end = start + u64::from(extents.chunk_blocks) * BLOCK_BYTES;
     let end = chunk_end.min(start + top.host.len()?);
     let mut at = size.max(start);
-    let mut written = false;
     let mut page = [0; BLOCK_SIZE];
     while at < end {
         let block = (at / BLOCK_BYTES) as BlockNo;
@@ -957,10 +950,9 @@ fn zero_beyond(extents: &Extents, top: &Top, size: u64) -> Result<bool> {
             if bytes.iter().any(|b| *b != 0) {
                 bytes.fill(0);
                 top.host.put(bytes, at - start)?;
-                written = true;
             }
         }
         at = next;
     }
-    Ok(written)
+    Ok(())
 }

@@ -47,6 +47,9 @@ pub struct Files {
     /// decided when they are made.
     wal: BTreeSet<u64>,
     paged: BTreeSet<u64>,
+    /// What writes to files in place would have left that failed: they may have
+    /// been carried out in part, beyond the end of the file.
+    failed: BTreeMap<u64, Vec<Arc<Vec<u8>>>>,
     next: u64,
 }
 
@@ -105,6 +108,15 @@ impl Files {
         shape(self) == shape(other)
     }
 
+    /// Notes that the operation that leads to `attempted` has failed.
+    pub fn note_failed(&mut self, attempted: &Files) {
+        for file in &attempted.wal {
+            if let Some(contents) = attempted.contents.get(file) {
+                self.failed.entry(*file).or_default().push(contents.clone());
+            }
+        }
+    }
+
     /// Takes the contents of one file over.
     pub fn take_contents(&mut self, name: usize, from: &Files) {
         if let Some(file) = from.names.get(&name)
@@ -156,8 +168,9 @@ fn differs(fork: &Fork, moment: &Files, moments: &[Files]) -> Result<Files, Stri
             let at = (0..want.len()).find(|&at| have.get(at) != Some(&want[at])).unwrap_or(want.len());
             return Err(format!("{path} differs at byte {at} (block {})", at as u64 / B));
         }
+        let failed = moment.failed.get(&number).into_iter().flatten().map(|contents| &**contents);
         let versions: Vec<&Vec<u8>> =
-            moments.iter().filter_map(|m| m.contents.get(&number).map(|c| &**c)).collect();
+            moments.iter().filter_map(|m| m.contents.get(&number).map(|c| &**c)).chain(failed).collect();
         for (sector, bytes) in have.chunks(SECTOR).enumerate() {
             let known = |version: &&Vec<u8>| {
                 let start = (sector * SECTOR).min(version.len());

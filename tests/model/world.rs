@@ -96,6 +96,7 @@ impl ModelFork {
         }
         let possible: Moments = steps.iter().chain([&self.now]).cloned().collect();
         self.now = moment_of(fork, &possible).unwrap_or_else(|why| panic!("after an error: {why}"));
+        steps.iter().for_each(|step| self.now.note_failed(step));
     }
 
     /// Durable as it is now.
@@ -277,7 +278,12 @@ impl World {
             let moments =
                 if uncertain { model.since_sync.as_slice() } else { std::slice::from_ref(&model.now) };
             let fork = self.store.by_name(name)?;
-            let found = moment_of(&fork, moments).unwrap_or_else(|why| panic!("restart: {why}"));
+            let mut found = moment_of(&fork, moments).unwrap_or_else(|why| panic!("restart: {why}"));
+            // What was read from the map is durable; without a clean end the
+            // sectors of WAL files are not.
+            if uncertain {
+                model.since_sync.iter().for_each(|moment| found.note_failed(moment));
+            }
             *model = ModelFork { now: found.clone(), since_sync: vec![found], stopped: false };
         }
         closed

@@ -20,6 +20,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::base;
 use crate::block::{BLOCK_BYTES, BlockNo};
+use crate::class::Class;
 use crate::delta::account::{Need, Room};
 use crate::delta::grace::Grace;
 use crate::delta::{self, Delta};
@@ -517,17 +518,22 @@ impl Store {
                 },
                 None => Ok(()),
             };
+            let class = inode.class;
             let Body::InPlace(extents, _) = &mut inode.body else { continue };
             for host in extents.written_hosts() {
                 host.count_for(delta, Need::Acknowledged)?;
             }
-            let resolved = resolve_after_crash(Arc::make_mut(extents), size, &self.core.hosts, &below)?;
-            if resolved.found {
+            let found = resolve_after_crash(Arc::make_mut(extents), size, &self.core.hosts, &below)?;
+            let hosts = extents.written_hosts();
+            if found {
                 head.changed(file);
             }
-            // A record that names what was completed here must not become
-            // durable before it is.
-            head.pending.hosts.extend(resolved.written.into_iter().map(|host| (host.id, host)));
+            // The next commit flushes them all: what was completed here, before
+            // a record names it, and what an earlier daemon wrote and did not
+            // live to flush. It reads as written, so a sync has to mean it.
+            if class == Class::Wal {
+                head.pending.hosts.extend(hosts.into_iter().map(|host| (host.id, host)));
+            }
         }
         Ok(())
     }
