@@ -27,8 +27,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use common::random::Random;
+use harness::Settings;
 use torture::args::Args;
-use torture::round::{Cluster, Settings, Victim};
+use torture::round::{Cluster, Victim};
 use torture::table::Table;
 
 /// Rounds with one store; then the next one is made, with other settings if those may vary.

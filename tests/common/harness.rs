@@ -1,5 +1,63 @@
 //! What the long harnesses have in common: they are test programs without libtest, which `cargo test` starts with its own
-//! options, and scripts with theirs.
+//! options, and scripts with theirs. They run the oracle's clients on one cluster, set up in one of several ways.
+
+use std::fmt;
+
+use crate::common::pg::{Endpoint, Postgres};
+use crate::common::process::run;
+use crate::common::store::{AGGRESSIVE, Store};
+use crate::oracle;
+
+/// How a cluster is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Whether the first change of a page after a checkpoint puts all of it into the WAL.
+    pub full_page_writes: bool,
+    /// PostgreSQL's own page checksums. Without them hint bits change pages that have no image in the WAL.
+    pub checksums: bool,
+}
+
+impl Settings {
+    /// Makes the cluster `main` in a store, starts its server, and gives it what the oracle's clients work on.
+    pub fn create(self, store: &Store) -> Endpoint {
+        if self.checksums {
+            store.create("main", AGGRESSIVE);
+        } else {
+            store.create_without_checksums("main", AGGRESSIVE);
+        }
+        let at = self.start(store, "main").unwrap_or_else(|why| panic!("{why}"));
+        oracle::install(&at);
+        at
+    }
+
+    /// Starts the server of the cluster or of a fork of it.
+    pub fn start(self, store: &Store, name: &str) -> Result<Endpoint, String> {
+        let pages = word(self.full_page_writes);
+        let done = run(&mut store.command(["start", name, "--full-page-writes", pages]));
+        if done.ok() { Ok(store.endpoint(name)) } else { Err(done.report()) }
+    }
+
+    /// Stops that server, and looks at all pages if they have checksums.
+    pub fn stop_and_check_pages(self, store: &Store, name: &str) -> Result<(), String> {
+        let stop = run(&mut store.command(["stop", name]));
+        if !stop.ok() {
+            return Err(stop.report());
+        }
+        if self.checksums {
+            let pages = Postgres::get().checksums(&store.path(name));
+            if !pages.ok() {
+                return Err(pages.report());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "full_page_writes {}, checksums {}", word(self.full_page_writes), word(self.checksums))
+    }
+}
 
 /// A word of a command line, when it is one of `cargo test`'s and not the harness's own.
 pub enum OfCargoTest {

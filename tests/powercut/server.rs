@@ -7,21 +7,11 @@ use pgcowfs::Options;
 use super::cuts::Cut;
 use super::rig::{Place, Recorded};
 use crate::common::check::check_store;
-use crate::common::pg::{Endpoint, Postgres};
 use crate::common::process::run;
 use crate::common::random::Random;
-use crate::common::store::{AGGRESSIVE, Store};
-use crate::harness::word;
+use crate::common::store::Store;
+use crate::harness::Settings;
 use crate::oracle::{self, Attempt, Churn, Habits, History, Kind, LAZY, Load, report, verify};
-
-/// How a cluster is set up.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Whether the first change of a page after a checkpoint puts all of it into the WAL.
-    pub full_page_writes: bool,
-    /// PostgreSQL's own page checksums.
-    pub checksums: bool,
-}
 
 /// What happened, and when by the log.
 pub struct Recording {
@@ -43,29 +33,17 @@ pub struct Recording {
 /// The fork that the control runs on.
 const CARELESS: &str = "careless";
 
-fn start(store: &Store, settings: Settings, name: &str) -> Result<Endpoint, String> {
-    let pages = word(settings.full_page_writes);
-    let done = run(&mut store.command(["start", name, "--full-page-writes", pages]));
-    if done.ok() { Ok(store.endpoint(name)) } else { Err(done.report()) }
-}
-
 /// Runs so many commits, with forks coming and going.
 pub fn record(place: &Place, disk: &Recorded, settings: Settings, commits: u64, seed: u64) -> Recording {
     let store = Store::at(&place.store());
     store.init();
-    if settings.checksums {
-        store.create("main", AGGRESSIVE);
-    } else {
-        store.create_without_checksums("main", AGGRESSIVE);
-    }
-    let at = start(&store, settings, "main").unwrap_or_else(|why| panic!("{why}"));
-    oracle::install(&at);
+    let at = settings.create(&store);
     let clock = disk.clock();
 
     // The control first: a server that flushes nothing.
     store.ok(["fork", "main", CARELESS, "--set", "fsync=off"]);
     store.configure(CARELESS, LAZY);
-    let careless_at = start(&store, settings, CARELESS).unwrap_or_else(|why| panic!("{why}"));
+    let careless_at = settings.start(&store, CARELESS).unwrap_or_else(|why| panic!("{why}"));
     let careless_from = clock();
     let habits = Habits { clock: Some(clock.clone()), without_checkpoints: true, ..Habits::default() };
     let load = Load::start_with(&careless_at, None, &habits);
@@ -121,21 +99,13 @@ impl Recording {
         let fork = random.pick(&forks).map(|a| (a.name.clone(), a.window.clone()));
         let main = ("main".to_owned(), self.history.window(cut.at));
         for (name, window) in fork.into_iter().chain([main]) {
-            match start(&store, self.settings, &name) {
+            match self.settings.start(&store, &name) {
                 Err(why) => wrong.push(why),
                 Ok(at) => {
                     if let Err(violations) = verify(&at, &window) {
                         wrong.push(format!("{name}, window {window:?}:{}", report(&violations)));
                     }
-                    let stop = run(&mut store.command(["stop", &name]));
-                    if !stop.ok() {
-                        wrong.push(stop.report());
-                    } else if self.settings.checksums {
-                        let pages = Postgres::get().checksums(&store.path(&name));
-                        if !pages.ok() {
-                            wrong.push(pages.report());
-                        }
-                    }
+                    wrong.extend(self.settings.stop_and_check_pages(&store, &name).err());
                 }
             }
         }
@@ -151,7 +121,7 @@ impl Recording {
     /// How many clients of the control miss commits after a cut, as they must.
     pub fn careless_lost(&self, place: &Place, cut: &Cut) -> Result<usize, String> {
         let store = Store::at(&place.store());
-        let at = start(&store, self.settings, CARELESS)?;
+        let at = self.settings.start(&store, CARELESS)?;
         let violations = verify(&at, &self.careless.window(cut.at)).err().unwrap_or_default();
         Ok(violations.iter().filter(|violation| violation.kind == Kind::Lost).count())
     }

@@ -8,11 +8,12 @@ use std::time::Instant;
 use super::args::Args;
 use super::cuts::{Cut, Runs};
 use super::rig::{Place, Recorded, Replayed};
-use super::server::{self, Settings};
+use super::server;
 use super::writer;
 use crate::common::process::run;
 use crate::common::random::Random;
 use crate::common::scratch::Scratch;
+use crate::harness::Settings;
 
 /// Cuts of each control.
 const CONTROL_CUTS: usize = 6;

@@ -8,9 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::round::{Cluster, Settings};
+use super::round::Cluster;
 use crate::common::check::check_store;
 use crate::common::process::run;
+use crate::harness::Settings;
 
 const PAGE: usize = 8192;
 

@@ -10,33 +10,18 @@ use nix::sys::signal::Signal::SIGKILL;
 
 use super::args::Mode;
 use crate::common::check::check_store;
-use crate::common::pg::{Endpoint, Postgres, children_with_title, kill_server};
+use crate::common::pg::{Endpoint, children_with_title, kill_server};
 use crate::common::process::{is_alive, run, signal, wait_until};
 use crate::common::random::Random;
 use crate::common::sql::Sql;
-use crate::common::store::{AGGRESSIVE, Store, text};
-use crate::harness::word;
+use crate::common::store::{Store, text};
+use crate::harness::{Settings, word};
 use crate::oracle::{
     self, Attempt, Churn, Clock, Counts, DATABASE, Fate, Load, Window, report as in_words, verify,
 };
 
 /// Forks that are started and judged after a kill; all others only have to be there.
 const JUDGED_MAX: usize = 3;
-
-/// How a cluster is set up.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Whether the first change of a page after a checkpoint puts all of it into the WAL.
-    pub full_page_writes: bool,
-    /// PostgreSQL's own page checksums. Without them hint bits change pages that have no image in the WAL.
-    pub checksums: bool,
-}
-
-impl fmt::Display for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "full_page_writes {}, checksums {}", word(self.full_page_writes), word(self.checksums))
-    }
-}
 
 /// Who dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,13 +114,7 @@ impl Cluster {
     /// A new one, running.
     pub fn make(settings: Settings) -> Cluster {
         let store = Store::new();
-        if settings.checksums {
-            store.create("main", AGGRESSIVE);
-        } else {
-            store.create_without_checksums("main", AGGRESSIVE);
-        }
-        let at = start(&store, settings, "main").unwrap_or_else(|why| panic!("{why}"));
-        oracle::install(&at);
+        let at = settings.create(&store);
         assert_eq!(
             Sql::connect(&at, DATABASE).and_then(|sql| sql.value("SHOW full_page_writes")).expect("ask"),
             word(settings.full_page_writes)
@@ -153,7 +132,7 @@ impl Cluster {
         self.store.ok(["stop", "main"]);
         self.store.ok(["umount"]);
         let result = then(self.store.dir());
-        self.at = start(&self.store, self.settings, "main").unwrap_or_else(|why| panic!("{why}"));
+        self.at = self.settings.start(&self.store, "main").unwrap_or_else(|why| panic!("{why}"));
         result
     }
 
@@ -167,7 +146,7 @@ impl Cluster {
 
     /// For controls: recovery and the oracle's verdict.
     pub fn verdict(&self, window: &Window) -> Result<Counts, String> {
-        let at = start(&self.store, self.settings, "main")?;
+        let at = self.settings.start(&self.store, "main")?;
         verify(&at, window).map_err(|v| in_words(&v))
     }
 
@@ -293,7 +272,7 @@ impl Cluster {
                 // The second kill came before there was a daemon, or `start` ran once more.
                 self.at = self.store.endpoint("main");
             }
-            _ => self.at = start(&self.store, self.settings, "main").map_err(|why| vec![why])?,
+            _ => self.at = self.settings.start(&self.store, "main").map_err(|why| vec![why])?,
         }
         Ok(())
     }
@@ -340,36 +319,22 @@ impl Cluster {
         let name = &attempt.name;
         let at = match text(&self.store.show(name), "state") {
             "running" => self.store.endpoint(name),
-            _ => start(&self.store, self.settings, name)?,
+            _ => self.settings.start(&self.store, name)?,
         };
         verify(&at, &attempt.window)
             .map_err(|v| format!("fork {name}, window {:?}:{}", attempt.window, in_words(&v)))?;
-        self.stop_and_check_pages(name)
+        self.settings.stop_and_check_pages(&self.store, name)
     }
 
     /// Shuts everything down, and looks at the pages and the store.
     fn judge_at_rest(&mut self, report: &mut Report) -> Result<(), Vec<String>> {
-        self.stop_and_check_pages("main").map_err(|why| vec![why])?;
+        self.settings.stop_and_check_pages(&self.store, "main").map_err(|why| vec![why])?;
         let umount = run(&mut self.store.command(["umount"]));
         if !umount.ok() {
             return Err(vec![umount.report()]);
         }
         self.check(report)?;
-        self.at = start(&self.store, self.settings, "main").map_err(|why| vec![why])?;
-        Ok(())
-    }
-
-    fn stop_and_check_pages(&self, name: &str) -> Result<(), String> {
-        let stop = run(&mut self.store.command(["stop", name]));
-        if !stop.ok() {
-            return Err(stop.report());
-        }
-        if self.settings.checksums {
-            let pages = Postgres::get().checksums(&self.store.path(name));
-            if !pages.ok() {
-                return Err(pages.report());
-            }
-        }
+        self.at = self.settings.start(&self.store, "main").map_err(|why| vec![why])?;
         Ok(())
     }
 
@@ -378,13 +343,6 @@ impl Cluster {
         let broken = check_store(self.store.dir());
         if broken.is_empty() { Ok(()) } else { Err(broken) }
     }
-}
-
-/// Starts a fork's server with the cluster's settings.
-pub fn start(store: &Store, settings: Settings, name: &str) -> Result<Endpoint, String> {
-    let pages = word(settings.full_page_writes);
-    let done = run(&mut store.command(["start", name, "--full-page-writes", pages]));
-    if done.ok() { Ok(store.endpoint(name)) } else { Err(done.report()) }
 }
 
 fn kill_one(pid: u32) {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::round::{Report, Settings, Victim};
+use super::round::{Report, Victim};
+use crate::harness::Settings;
 
 /// Sums, for each kind of settings and victim.
 #[derive(Default)]
