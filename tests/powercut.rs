@@ -63,7 +63,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let cannot = if args.long { 3 } else { 0 };
+    let cannot = if args.common.long { 3 } else { 0 };
     if let Some(why) = args.host.missing() {
         common::skipped(&format!("powercut: {why}"));
         return ExitCode::from(cannot);

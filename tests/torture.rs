@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         }
     };
     let Some(_turn) = common::turn_on_a_mount() else {
-        return ExitCode::from(if args.long { 3 } else { 0 });
+        return ExitCode::from(if args.common.long { 3 } else { 0 });
     };
     println!("torture: {args}");
     if args.controls
@@ -57,10 +57,10 @@ fn main() -> ExitCode {
     let mut table = Table::default();
     let mut done = 0;
     while done < args.rounds {
-        let mut random = Random::part(args.seed, done);
+        let mut random = Random::part(args.common.seed, done);
         let settings = Settings {
-            full_page_writes: args.full_page_writes.unwrap_or_else(|| random.percent(50)),
-            checksums: args.checksums.unwrap_or_else(|| random.percent(50)),
+            full_page_writes: args.common.full_page_writes.unwrap_or_else(|| random.percent(50)),
+            checksums: args.common.checksums.unwrap_or_else(|| random.percent(50)),
         };
         let mut cluster = match caught(|| Cluster::make(settings)) {
             Ok(cluster) => cluster,
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
         };
         println!("store {}: {settings}", cluster.dir().display());
         for round in done..args.rounds.min(done + ROUNDS_OF_A_STORE) {
-            let mut random = Random::part(args.seed, round);
+            let mut random = Random::part(args.common.seed, round);
             let victim = Victim::choose(args.mode, &mut random);
             let outcome = caught(AssertUnwindSafe(|| cluster.round(round, victim, &mut random)));
             match outcome.unwrap_or_else(|panic| Err(vec![panic])) {

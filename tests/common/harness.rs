@@ -59,8 +59,73 @@ impl fmt::Display for Settings {
     }
 }
 
+/// The options that all of these harnesses have.
+#[derive(Debug)]
+pub struct Common {
+    /// For a script, not as a test among others: being unable to run is a failure.
+    pub long: bool,
+    /// For what is left to chance.
+    pub seed: u64,
+    /// None: the harness varies it.
+    pub full_page_writes: Option<bool>,
+    /// None: the harness varies it.
+    pub checksums: Option<bool>,
+}
+
+/// The value that follows an option; Err if there is none.
+pub type Value<'a> = dyn FnMut() -> Result<String, String> + 'a;
+
+impl Common {
+    /// Parses the command line of the harness `name`. An option that is not among these goes to `own`, which says
+    /// whether the harness knows it. None when there is nothing to do.
+    pub fn parse(
+        name: &str,
+        usage: &str,
+        mut words: impl Iterator<Item = String>,
+        mut own: impl FnMut(&str, &mut Value<'_>) -> Result<bool, String>,
+    ) -> Result<Option<Common>, String> {
+        let mut common = Common { long: false, seed: some_seed(), full_page_writes: None, checksums: None };
+        while let Some(option) = words.next() {
+            let mut value = || words.next().ok_or(format!("{option} needs a value"));
+            match option.as_str() {
+                "--seed" => common.seed = number(&value()?)?,
+                "--full-page-writes" => common.full_page_writes = Some(switch(&value()?)?),
+                "--checksums" => common.checksums = Some(switch(&value()?)?),
+                "--long" => common.long = true,
+                "-h" | "--help" => {
+                    println!("{usage}");
+                    return Ok(None);
+                }
+                other if own(other, &mut value)? => {}
+                other if !common.long => match of_cargo_test(other, name) {
+                    Some(OfCargoTest::Ignore) => {}
+                    Some(OfCargoTest::NothingToDo) => return Ok(None),
+                    None => return Err(format!("unknown argument {other:?}")),
+                },
+                other => return Err(format!("unknown argument {other:?}")),
+            }
+        }
+        Ok(Some(common))
+    }
+}
+
+/// As they are given.
+impl fmt::Display for Common {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--seed {}", self.seed)?;
+        for (option, value) in
+            [("--full-page-writes", self.full_page_writes), ("--checksums", self.checksums)]
+        {
+            if let Some(on) = value {
+                write!(f, " {option} {}", word(on))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A word of a command line, when it is one of `cargo test`'s and not the harness's own.
-pub enum OfCargoTest {
+enum OfCargoTest {
     /// It changes nothing here.
     Ignore,
     /// It chooses tests by name, and not this one.
@@ -68,7 +133,7 @@ pub enum OfCargoTest {
 }
 
 /// Looks at one word, for the harness `name`.
-pub fn of_cargo_test(word: &str, name: &str) -> Option<OfCargoTest> {
+fn of_cargo_test(word: &str, name: &str) -> Option<OfCargoTest> {
     match word {
         "--show-output" | "--nocapture" | "--no-capture" | "-q" | "--quiet" | "--include-ignored"
         | "--exact" | "--test-threads" => Some(OfCargoTest::Ignore),
@@ -87,7 +152,7 @@ pub fn number(text: &str) -> Result<u64, String> {
 }
 
 /// An option's value that is on or off.
-pub fn switch(text: &str) -> Result<bool, String> {
+fn switch(text: &str) -> Result<bool, String> {
     match text {
         "on" => Ok(true),
         "off" => Ok(false),
@@ -95,13 +160,13 @@ pub fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// As [`switch`] takes it.
+/// The same as a word.
 pub fn word(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
 /// A seed of the clock, for whoever gives none.
-pub fn some_seed() -> u64 {
+fn some_seed() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(1, |since| since.as_secs() % 1_000_000)
 }

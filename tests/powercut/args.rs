@@ -3,9 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::harness::{OfCargoTest, number, of_cargo_test, some_seed, switch, word};
-
 use super::rig::Host;
+use crate::harness::{Common, number};
 
 /// The options of `scripts/powercut`.
 pub const USAGE: &str = "usage: scripts/powercut [OPTION]...
@@ -25,8 +24,8 @@ exit status: 0 nothing found, 1 something found, 2 bad arguments, 3 set-up or co
 /// The options, parsed.
 #[derive(Debug)]
 pub struct Args {
-    /// For a script, not as a test among others: being unable to run is a failure.
-    pub long: bool,
+    /// What every harness is asked for.
+    pub common: Common,
     /// Show the store after that cut of the recording that a run has left there, and do nothing else.
     pub show: Option<(PathBuf, String)>,
     /// Recordings of each workload.
@@ -43,72 +42,35 @@ pub struct Args {
     pub commits: u64,
     /// The host's file system.
     pub host: Host,
-    /// None: in turn.
-    pub full_page_writes: Option<bool>,
-    /// None: in turn.
-    pub checksums: Option<bool>,
-    /// For what is left to chance.
-    pub seed: u64,
 }
 
 impl Args {
     /// None when there is nothing to do.
     pub fn parse(words: impl Iterator<Item = String>) -> Result<Option<Args>, String> {
-        let mut args = Args {
-            long: false,
-            show: None,
-            sessions: 4,
-            cuts: 250,
-            operations: 500,
-            server_cuts: 100,
-            recoveries: 25,
-            commits: 2500,
-            host: Host::Ext4,
-            full_page_writes: None,
-            checksums: None,
-            seed: some_seed(),
-        };
-        let mut words = words;
-        while let Some(option) = words.next() {
-            let mut value = || words.next().ok_or(format!("{option} needs a value"));
-            match option.as_str() {
-                "--sessions" => args.sessions = number(&value()?)?,
-                "--cuts" => args.cuts = number(&value()?)?,
-                "--server-cuts" => args.server_cuts = number(&value()?)?,
-                "--recoveries" => args.recoveries = number(&value()?)?,
-                "--seed" => args.seed = number(&value()?)?,
+        let (mut sessions, mut cuts, mut server_cuts, mut recoveries) = (4, 250, 100, 25);
+        let (mut operations, mut commits) = (500, 2500);
+        let (mut host, mut show) = (Host::Ext4, None);
+        let common = Common::parse("powercut", USAGE, words, |option, value| {
+            match option {
+                "--sessions" => sessions = number(&value()?)?,
+                "--cuts" => cuts = number(&value()?)?,
+                "--server-cuts" => server_cuts = number(&value()?)?,
+                "--recoveries" => recoveries = number(&value()?)?,
                 "--host" => {
                     let name = value()?;
-                    args.host = Host::parse(&name).ok_or(format!("no host file system {name:?}"))?;
+                    host = Host::parse(&name).ok_or(format!("no host file system {name:?}"))?;
                 }
-                "--full-page-writes" => args.full_page_writes = Some(switch(&value()?)?),
-                "--checksums" => args.checksums = Some(switch(&value()?)?),
-                "--show" => args.show = Some((value()?.into(), value()?)),
-                "--long" => args.long = true,
-                "-h" | "--help" => {
-                    println!("{USAGE}");
-                    return Ok(None);
-                }
-                other if !args.long => match of_cargo_test(other, "powercut") {
-                    Some(OfCargoTest::Ignore) => {}
-                    Some(OfCargoTest::NothingToDo) => return Ok(None),
-                    None => return Err(format!("unknown argument {other:?}")),
-                },
-                other => return Err(format!("unknown argument {other:?}")),
+                "--show" => show = Some((value()?.into(), value()?)),
+                _ => return Ok(false),
             }
+            Ok(true)
+        })?;
+        let Some(common) = common else { return Ok(None) };
+        if !common.long {
+            (sessions, cuts, server_cuts, recoveries) = (1, 12, 3, 1);
+            (operations, commits) = (80, 200);
         }
-        if !args.long {
-            args = Args {
-                sessions: 1,
-                cuts: 12,
-                operations: 80,
-                server_cuts: 3,
-                recoveries: 1,
-                commits: 200,
-                ..args
-            };
-        }
-        Ok(Some(args))
+        Ok(Some(Args { common, show, sessions, cuts, operations, server_cuts, recoveries, commits, host }))
     }
 }
 
@@ -116,21 +78,13 @@ impl fmt::Display for Args {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "--sessions {} --cuts {} --server-cuts {} --recoveries {} --host {} --seed {}",
+            "--sessions {} --cuts {} --server-cuts {} --recoveries {} --host {} {}",
             self.sessions,
             self.cuts,
             self.server_cuts,
             self.recoveries,
             self.host.name(),
-            self.seed
-        )?;
-        for (option, value) in
-            [("--full-page-writes", self.full_page_writes), ("--checksums", self.checksums)]
-        {
-            if let Some(on) = value {
-                write!(f, " {option} {}", word(on))?;
-            }
-        }
-        Ok(())
+            self.common
+        )
     }
 }

@@ -177,7 +177,7 @@ pub fn show(args: &Args, rig: &Path, cut: &str) -> Result<PathBuf, String> {
 
 /// The library at work.
 pub fn writer(args: &Args, number: u64, sums: &mut Sums) -> Result<Outcome, String> {
-    let seed = args.seed.wrapping_add(number);
+    let seed = args.common.seed.wrapping_add(number);
     let (scratch, place) = place(args, 1024)?;
     let disk = Recorded::start(&place)?;
     let writer::Recording { made, from, to, histories } =
@@ -222,10 +222,10 @@ pub fn writer(args: &Args, number: u64, sums: &mut Sums) -> Result<Outcome, Stri
 
 /// PostgreSQL at work.
 pub fn server(args: &Args, number: u64, sums: &mut Sums) -> Result<Outcome, String> {
-    let seed = args.seed.wrapping_add(number);
+    let seed = args.common.seed.wrapping_add(number);
     let settings = Settings {
-        full_page_writes: args.full_page_writes.unwrap_or(number % 2 == 1),
-        checksums: args.checksums.unwrap_or(number / 2 % 2 == 1),
+        full_page_writes: args.common.full_page_writes.unwrap_or(number % 2 == 1),
+        checksums: args.common.checksums.unwrap_or(number / 2 % 2 == 1),
     };
     let (scratch, place) = place(args, 3072)?;
     let disk = Recorded::start(&place)?;

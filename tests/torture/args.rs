@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::harness::{OfCargoTest, number, of_cargo_test, some_seed, switch, word};
+use crate::harness::{Common, number};
 
 /// The options of `scripts/torture`.
 pub const USAGE: &str = "usage: scripts/torture [OPTION]...
@@ -30,18 +30,12 @@ pub enum Mode {
 /// The options, parsed.
 #[derive(Debug)]
 pub struct Args {
-    /// For a script, not as a test among others: being unable to run is a failure.
-    pub long: bool,
+    /// What every harness is asked for.
+    pub common: Common,
     /// How many rounds.
     pub rounds: u64,
     /// Whom to kill.
     pub mode: Mode,
-    /// For what is left to chance.
-    pub seed: u64,
-    /// None: varies.
-    pub full_page_writes: Option<bool>,
-    /// None: varies.
-    pub checksums: Option<bool>,
     /// Whether the controls come first.
     pub controls: bool,
 }
@@ -49,50 +43,29 @@ pub struct Args {
 impl Args {
     /// None when there is nothing to do.
     pub fn parse(words: impl Iterator<Item = String>) -> Result<Option<Args>, String> {
-        let mut args = Args {
-            long: false,
-            rounds: 100,
-            mode: Mode::Both,
-            seed: some_seed(),
-            full_page_writes: None,
-            checksums: None,
-            controls: true,
-        };
-        let mut words = words;
-        while let Some(option) = words.next() {
-            let mut value = || words.next().ok_or(format!("{option} needs a value"));
-            match option.as_str() {
-                "--rounds" => args.rounds = number(&value()?)?,
-                "--seed" => args.seed = number(&value()?)?,
+        let (mut rounds, mut mode, mut controls) = (100, Mode::Both, true);
+        let common = Common::parse("torture", USAGE, words, |option, value| {
+            match option {
+                "--rounds" => rounds = number(&value()?)?,
                 "--mode" => {
-                    args.mode = match value()?.as_str() {
+                    mode = match value()?.as_str() {
                         "daemon" => Mode::Daemon,
                         "postgres" => Mode::Postgres,
                         "both" => Mode::Both,
                         other => return Err(format!("no mode {other:?}")),
                     }
                 }
-                "--full-page-writes" => args.full_page_writes = Some(switch(&value()?)?),
-                "--checksums" => args.checksums = Some(switch(&value()?)?),
-                "--no-controls" => args.controls = false,
-                "--long" => args.long = true,
-                "-h" | "--help" => {
-                    println!("{USAGE}");
-                    return Ok(None);
-                }
-                other if !args.long => match of_cargo_test(other, "torture") {
-                    Some(OfCargoTest::Ignore) => {}
-                    Some(OfCargoTest::NothingToDo) => return Ok(None),
-                    None => return Err(format!("unknown argument {other:?}")),
-                },
-                other => return Err(format!("unknown argument {other:?}")),
+                "--no-controls" => controls = false,
+                _ => return Ok(false),
             }
+            Ok(true)
+        })?;
+        let Some(common) = common else { return Ok(None) };
+        if !common.long {
+            rounds = 2;
+            controls = false;
         }
-        if !args.long {
-            args.rounds = 2;
-            args.controls = false;
-        }
-        Ok(Some(args))
+        Ok(Some(Args { common, rounds, mode, controls }))
     }
 
     /// The options that repeat this run.
@@ -108,14 +81,6 @@ impl fmt::Display for Args {
             Mode::Postgres => "postgres",
             Mode::Both => "both",
         };
-        write!(f, "--rounds {} --mode {mode} --seed {}", self.rounds, self.seed)?;
-        for (option, value) in
-            [("--full-page-writes", self.full_page_writes), ("--checksums", self.checksums)]
-        {
-            if let Some(on) = value {
-                write!(f, " {option} {}", word(on))?;
-            }
-        }
-        Ok(())
+        write!(f, "--rounds {} --mode {mode} {}", self.rounds, self.common)
     }
 }
