@@ -155,6 +155,17 @@ mod found {
         }
     }
 
+    /// A write that found no room has not made the file longer: a sync of its
+    /// data is not one of all the fork.
+    #[test]
+    fn a_full_disk_before_a_sync_of_one_file() {
+        let sync = |data_only| Op::SyncFile { fork: 0, name: 7, data_only };
+        let ops = [write(7, 0, B), sync(false), write(7, 0, 2 * B), write(0, 0, B), sync(true)];
+        for at in 0..count_points(&ops) {
+            run_with_failure(&ops, at, std::io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+    }
+
     /// A spare WAL file that is being made when the store is closed must not be
     /// written to when the next one has given its number to another.
     #[test]

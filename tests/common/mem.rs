@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use pgcowfs::device::mem::MemDevice;
 use pgcowfs::forks::Parts;
+use pgcowfs::map::Map;
 use pgcowfs::map::mem::MemMap;
 use pgcowfs::{Attr, Error, FileId, Fork, Make, Options, Store};
 
@@ -38,14 +39,24 @@ impl Parts3 {
     }
 
     fn open_with(&self, options: Options) -> Result<Arc<Store>, Error> {
+        self.open_on(Arc::new(self.map.clone()), options)
+    }
+
+    /// Opens with a map that stands before this one.
+    pub fn open_on(&self, map: Arc<dyn Map>, options: Options) -> Result<Arc<Store>, Error> {
         let parts = Parts {
             dir: "/nowhere".into(),
             id: [7; 16],
-            map: Arc::new(self.map.clone()),
+            map,
             delta: Arc::new(self.delta.clone()),
             inplace: Arc::new(self.inplace.clone()),
         };
         Store::open_parts(parts, options, None)
+    }
+
+    /// The same parts once more.
+    pub fn share(&self) -> Self {
+        Parts3 { map: self.map.clone(), delta: self.delta.clone(), inplace: self.inplace.clone() }
     }
 
     /// The same, to be changed on its own.

@@ -50,6 +50,8 @@ pub struct Files {
     /// What writes to files in place would have left that failed: they may have
     /// been carried out in part, beyond the end of the file.
     failed: BTreeMap<u64, Vec<Arc<Vec<u8>>>>,
+    /// An operation that failed was on its way here; perhaps nobody ever was.
+    pub attempted: bool,
     next: u64,
 }
 

@@ -14,6 +14,8 @@ pub enum Op {
         len: u64,
         byte: u8,
     },
+    /// Merge all layers that can be.
+    Collect,
     Truncate {
         fork: u8,
         name: u8,

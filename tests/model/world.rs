@@ -32,6 +32,7 @@ pub fn living_op() -> impl Strategy<Value = Op> {
         3 => (0u8..8).prop_map(|parent| Op::Fork { parent }),
         1 => (0u8..8).prop_map(|fork| Op::Remove { fork }),
         1 => Just(Op::Seal),
+        2 => Just(Op::Collect),
         1 => Just(Op::Restart),
     ]
 }
@@ -43,6 +44,7 @@ pub fn wal_op() -> impl Strategy<Value = Op> {
         4 => (0u8..8).prop_map(|parent| Op::Fork { parent }),
         1 => (0u8..8).prop_map(|fork| Op::Remove { fork }),
         1 => Just(Op::Seal),
+        2 => Just(Op::Collect),
         1 => Just(Op::Restart),
         1 => Just(Op::Kill),
         2 => Just(Op::Crash),
@@ -154,7 +156,14 @@ impl Rig {
             delta: Arc::new(self.delta.clone()),
             inplace: Arc::new(self.inplace.clone()),
         };
-        Store::open_parts(parts, Options { dirty_limit_bytes: 64 << 10, ..Options::default() }, None)
+        let options = Options {
+            dirty_limit_bytes: 64 << 10,
+            // Only when it is asked for, and in many steps.
+            merge: false,
+            merge_step_records: 2,
+            ..Options::default()
+        };
+        Store::open_parts(parts, options, None)
     }
 }
 
@@ -201,6 +210,7 @@ impl World {
             Op::Seal => {
                 self.store.seal_at_rest(std::time::Duration::ZERO)?;
             }
+            Op::Collect => self.store.collect_all()?,
             Op::Restart => return self.restart(),
             Op::Kill => self.recover(self.rig.crash(512, &mut || true)),
             Op::Crash => {
@@ -248,7 +258,9 @@ impl World {
                     model.now = now.clone();
                 } else {
                     moments.push(now.clone());
+                    moments.iter_mut().for_each(|moment| moment.attempted = true);
                     model.after_error(&fork, &moments);
+                    model.now.attempted = false;
                 }
                 if model.now != *model.since_sync.last().expect("never empty") {
                     model.since_sync.append(&mut moments);
@@ -326,7 +338,8 @@ fn sync_file(fork: &Fork, model: &mut ModelFork, name: usize, data_only: bool) -
     let Some(file) = find(fork, NAMES[name]) else { return Ok(()) };
     fork.sync(file, data_only)?;
     let now = model.now.clone();
-    if data_only && now.in_place(name) && model.since_sync.iter().all(|moment| now.has_as(name, moment)) {
+    let settled = model.since_sync.iter().all(|moment| moment.attempted || now.has_as(name, moment));
+    if data_only && now.in_place(name) && settled {
         for moment in &mut model.since_sync {
             moment.take_contents(name, &now);
         }

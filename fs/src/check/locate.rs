@@ -9,7 +9,7 @@ use crate::delta;
 use crate::device::DirectBuf;
 use crate::error::Result;
 use crate::ids::{FileId, LayerId};
-use crate::layer::{State, load};
+use crate::layer::{Origin, State, load};
 use crate::map::schema::{
     self, BaseFileRecord, BlockRecord, ClearedRecord, ForkRecord, InodeRecord, LayerRecord, tag,
 };
@@ -208,7 +208,9 @@ impl<'a> Locator<'a> {
         let files = no_host_files();
         let mut state = State::default();
         for &layer in self.chain(fork)?.iter().rev() {
-            if let Err(e) = load::layer(&mut state, layer, self.stored.map, &files, &self.roots) {
+            if let Err(e) =
+                load::layer(&mut state, layer, &Origin::new(layer), self.stored.map, &files, &self.roots)
+            {
                 return Some(Err(e));
             }
         }

@@ -11,7 +11,7 @@ use crate::device::mem::MemDevice;
 use crate::error::Error;
 use crate::ids::{FileId, LayerId};
 use crate::inplace::HostFiles;
-use crate::layer::{Body, State, load};
+use crate::layer::{Body, Origin, State, load};
 use crate::map::mem::MemMap;
 use crate::map::schema::{self, InodeRecord, NameRecord, tag};
 use crate::map::{Map, Visit, prefix_end};
@@ -50,7 +50,7 @@ pub fn check(view: &View, reached: &Reached, report: &mut Report) {
         let mut found = Vec::new();
         hides_something(view, id, &below, &mut found);
         let mut state = below;
-        if let Err(e) = load::layer(&mut state, id, view, &files, &bases) {
+        if let Err(e) = load::layer(&mut state, id, &Origin::new(id), view, &files, &bases) {
             found.push(format!("layer {id}: {e}"));
         }
         for group in groups.remove(&id).unwrap_or_default() {
@@ -98,7 +98,7 @@ pub fn logical_bytes(view: &View) -> BTreeMap<LayerId, u64> {
             parent => states.get(&parent).cloned(),
         };
         let Some(mut state) = below else { continue };
-        if load::layer(&mut state, record.id, view, &files, &bases).is_ok() {
+        if load::layer(&mut state, record.id, &Origin::new(record.id), view, &files, &bases).is_ok() {
             bytes.insert(record.id, state.logical_bytes);
             states.insert(record.id, state);
         }

@@ -45,6 +45,8 @@ impl Store {
     /// Reads everything that has a CRC while the store is used.
     /// [`check::scrub::scrub`]
     pub fn scrub(&self, options: &Options, tell: &mut Tell<'_>) -> Result<(Vec<Finding>, Progress)> {
+        // It reads the records in pieces: one that moves could be missed.
+        let _still = self.core.moves.read();
         self.with_stored(|stored| {
             let mut tell = |progress: &Progress| tell(progress);
             scrub(stored, options, &mut tell)
@@ -120,6 +122,7 @@ impl Store {
             Err(e) => return Err(e),
             Ok(()) => return Err(Error::Invalid("the page is whole: there is nothing to restore")),
         }
+        let still = self.core.moves.read();
         let (page, what) = self.with_stored(|stored| -> Result<_> {
             let locator = Locator::new(*stored)?;
             let chain = locator.chain(name).ok_or_else(|| Error::NoSuchFork(name.to_string()))?;
@@ -135,6 +138,7 @@ impl Store {
                 }
             }
         })?;
+        drop(still);
         fork.write(file, offset, &page[..])?;
         fork.sync_all()?;
         log::warn!("fork {name:?}, {path}, block {block}: restored; {what}");

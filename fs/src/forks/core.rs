@@ -1,8 +1,9 @@
 //! What all forks of a store share.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -12,6 +13,7 @@ use crate::delta::grace::Grace;
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ForkId, LayerId};
 use crate::inplace::HostFiles;
+use crate::layer::Origin;
 use crate::layer::pending::{HostChange, Unit};
 use crate::map::schema::{Counters, LayerRecord, Slot};
 use crate::map::{Batch, Map};
@@ -40,6 +42,12 @@ pub struct Core {
     pub deltas: RwLock<HashMap<u32, Arc<Delta>>>,
     /// All layers.
     pub layers: Mutex<HashMap<LayerId, LayerInfo>>,
+    /// Held for reading by whoever relies on which layer has which record: a
+    /// commit, a load, a scrub. Merging moves records while nobody does, and
+    /// never waits for that in line ([`RwLock::try_write`]).
+    pub moves: RwLock<()>,
+    /// Commits of forks so far: merging makes way for them.
+    pub commits: AtomicU64,
     /// The host files that each durable extents record names.
     pub extents: Mutex<HashMap<(LayerId, FileId), Vec<u64>>>,
     /// Identifiers.
@@ -47,14 +55,26 @@ pub struct Core {
 }
 
 /// One layer in the tree of layers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct LayerInfo {
     /// Its record.
     pub record: LayerRecord,
     /// Layers directly above it.
-    pub children: u32,
+    pub children: BTreeSet<LayerId>,
     /// The fork that writes to it; `None` for a frozen layer.
     pub head_of: Option<ForkId>,
+    /// All that it will ever have is in the block map.
+    pub settled: bool,
+    /// Where its records are, for page tables that are not loaded yet.
+    pub origin: Arc<Origin>,
+}
+
+impl LayerInfo {
+    /// One without layers above it, as the map has it.
+    pub fn new(record: LayerRecord, head_of: Option<ForkId>) -> Self {
+        let settled = head_of.is_none();
+        LayerInfo { record, children: BTreeSet::new(), head_of, settled, origin: Origin::new(record.id) }
+    }
 }
 
 /// Gives out identifiers that were never used.
@@ -156,14 +176,22 @@ impl Core {
     /// Makes units durable, all or none, with the changes in `extra`: their
     /// data must have been flushed already. Returns the bytes of the batch.
     pub fn commit_units(&self, units: &[&Unit], extra: Batch) -> Result<u64> {
+        let _still = self.moves.read();
+        self.commits.fetch_add(1, Ordering::Relaxed);
         let mut batch = extra;
         let mut host_changes: Vec<(LayerId, HostChange)> = Vec::new();
+        let mut records: Vec<LayerRecord> = Vec::new();
         {
             let extents = self.extents.lock();
             for unit in units {
                 let layer = unit.layer.id;
                 let change = unit.encode(&mut batch, &|file| extents.contains_key(&(layer, file)));
                 host_changes.push((layer, change));
+                // What is below may have been merged since the unit was taken.
+                let parent = self.layers.lock().get(&layer).map(|info| info.record.parent);
+                let record = LayerRecord { parent: parent.unwrap_or(unit.layer.parent), ..unit.layer };
+                batch.put(record.encode());
+                records.push(record);
             }
         }
         if host_changes.iter().any(|(_, change)| !change.files.is_empty()) {
@@ -211,9 +239,10 @@ impl Core {
         drop(extents);
         self.hosts.count_durable(&more, &fewer);
         let mut layers = self.layers.lock();
-        for unit in units {
-            if let Some(info) = layers.get_mut(&unit.layer.id) {
-                info.record = unit.layer;
+        for record in records {
+            if let Some(info) = layers.get_mut(&record.id) {
+                info.record = record;
+                info.settled = info.head_of.is_none();
             }
         }
         drop(layers);

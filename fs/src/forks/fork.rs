@@ -55,7 +55,7 @@ pub(super) struct Backlog {
 pub(super) struct Head {
     /// The layer that is written to.
     pub layer: LayerId,
-    /// The layer below it; 0 for none.
+    /// The layer below it when it began; 0 for none.
     pub parent: LayerId,
     pub state: State,
     /// The state as it was when the layer began.
@@ -65,6 +65,9 @@ pub(super) struct Head {
     pub seq: u64,
     /// Pages of this layer.
     pub pages: u64,
+    /// Pages of layers below that this one has replaced or dropped, about: what
+    /// merging would give back if nobody else has them.
+    pub hidden: u64,
     /// Open handles of each file.
     pub open: HashMap<FileId, u32>,
     /// Files without a name that are still open. They belong to no layer that a
@@ -199,6 +202,7 @@ impl Fork {
     /// Loads the page table of a file that nobody has needed yet; without the
     /// lock, since it reads the block map.
     pub(super) fn warm(&self, cold: Arc<ColdFile>) -> Result<()> {
+        let _still = self.core.moves.read();
         cold.load(&*self.core.map).map(|_| ())
     }
 
@@ -290,6 +294,8 @@ impl Head {
             pending: Pending::default(),
             seq: 1,
             pages,
+            // Not known after a start: at most one for each page.
+            hidden: pages,
             open: HashMap::new(),
             orphans: HashMap::new(),
             removed_dirs: VecDeque::new(),

@@ -4,15 +4,31 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::ids::{FileId, LayerId};
+use crate::ids::{FileId, ForkId, LayerId};
 use crate::map::schema::{self, BaseSealRecord, BlockRecord, LayerRecord, QuotaRecord, tag};
 use crate::map::{Batch, prefix_end};
 
-use super::store::{Background, Store};
+use super::merge::{Outcome, Pair};
+use super::store::{Background, Store, Task};
 
+/// After a failure the work rests for that long; no rest is longer.
+const RETRY: Duration = Duration::from_secs(1);
+/// Merging waits that long for somebody who relies on the records.
+const MAKE_WAY: Duration = Duration::from_millis(5);
+/// After each step merging rests for so many times as long as the step took:
+/// while nobody else commits, and while somebody does.
+const REST_IDLE: u32 = 1;
+const REST_BUSY: u32 = 9;
+/// How often heads are looked at.
+const HEADS_INTERVAL: Duration = Duration::from_secs(5);
+/// A head is frozen to be merged when it hides this many pages (8 MiB), and this
+/// part of the layer below it: so a page is moved but a few times in its life, and
+/// superseded pages take at most a sixteenth of the space.
+const HIDDEN_MIN: u64 = 1024;
+const HIDDEN_SHARE: u64 = 16;
 /// Block records that one step of a removal takes.
 const STEP: usize = 4096;
 /// Dirty pages are written out when there are this many bytes of them.
@@ -79,20 +95,18 @@ impl Store {
         let mut layers = self.core.layers.lock();
         let mut at = layer;
         let mut queue = Vec::new();
-        while let Some(info) = layers.get(&at).copied() {
-            if info.children > 0 || info.head_of.is_some() {
-                break;
-            }
+        while layers.get(&at).is_some_and(|info| info.children.is_empty() && info.head_of.is_none()) {
             queue.push(at);
-            layers.remove(&at);
-            at = info.record.parent;
-            if let Some(parent) = layers.get_mut(&at) {
-                parent.children -= 1;
+            let below = layers.remove(&at).map_or(LayerId(0), |info| info.record.parent);
+            if let Some(parent) = layers.get_mut(&below) {
+                parent.children.remove(&at);
             }
+            at = below;
         }
         drop(layers);
         let mut work = self.background.state.lock();
         work.drop.extend(queue);
+        work.look |= self.core.options.merge;
         self.background.wake.notify_all();
     }
 
@@ -100,7 +114,11 @@ impl Store {
     pub(super) fn queue_unreachable(&self) {
         let leaves: Vec<LayerId> = {
             let layers = self.core.layers.lock();
-            layers.values().filter(|l| l.children == 0 && l.head_of.is_none()).map(|l| l.record.id).collect()
+            layers
+                .values()
+                .filter(|l| l.children.is_empty() && l.head_of.is_none())
+                .map(|l| l.record.id)
+                .collect()
         };
         for leaf in leaves {
             self.queue_unreachable_from(leaf);
@@ -109,36 +127,162 @@ impl Store {
 
     /// One round of the collecting thread.
     pub(super) fn collect(background: &Arc<Background>, store: &Store) {
-        let layer = {
+        let task = {
             let mut work = background.state.lock();
             if work.stop {
                 return;
             }
-            match work.drop.pop_front() {
-                Some(layer) => {
-                    work.busy = true;
-                    layer
-                }
-                None => {
-                    background.wake.wait_for(&mut work, Duration::from_millis(500));
-                    return;
-                }
+            let task = work.next_task();
+            if task.is_none() {
+                background.wake.wait_for(&mut work, Duration::from_millis(500));
             }
+            task
         };
-        let dropped = store.drop_layer(layer);
+        let pause = match task {
+            None => return store.freeze_heads_in_time(),
+            Some(Task::Drop(layer)) => store.drop_task(layer),
+            Some(Task::Merge(pair)) => store.merge_task(pair),
+        };
         let mut work = background.state.lock();
         work.busy = false;
-        match dropped {
-            Ok(true) => {
-                background.wake.notify_all();
+        background.wake.notify_all();
+        let until = Instant::now() + pause;
+        while !pause.is_zero() && !work.stop && work.hurry == 0 {
+            if background.wake.wait_until(&mut work, until).timed_out() {
+                break;
             }
+        }
+    }
+
+    /// Drops a layer; returns how long to rest then.
+    fn drop_task(&self, layer: LayerId) -> Duration {
+        let dropped = self.drop_layer(layer);
+        let mut work = self.background.state.lock();
+        match dropped {
+            Ok(true) => {}
             Ok(false) => work.drop.push_front(layer),
             Err(e) => {
                 log::warn!("layer {layer} is not removed yet: {e}");
                 work.drop.push_back(layer);
-                background.wake.wait_for(&mut work, Duration::from_secs(1));
+                return RETRY;
             }
         }
+        Duration::ZERO
+    }
+
+    /// Does a step of merging, and returns how long to rest then: as long as the
+    /// step took, and much longer while forks commit.
+    fn merge_task(&self, pair: Option<Pair>) -> Duration {
+        let start = Instant::now();
+        let commits = self.core.commits.load(Ordering::Relaxed);
+        let mut pair = match pair {
+            Some(pair) => pair,
+            None => {
+                let stuck = self.background.state.lock().stuck.clone();
+                match self.core.find_pair(&|layer| stuck.contains(&layer)) {
+                    Ok(Some(pair)) => pair,
+                    Ok(None) => return Duration::ZERO,
+                    Err(e) => {
+                        log::warn!("no layers are merged: {e}");
+                        return RETRY;
+                    }
+                }
+            }
+        };
+        let outcome = self.merge_step(&mut pair);
+        let mut work = self.background.state.lock();
+        work.look = true;
+        match outcome {
+            Ok(Outcome::More) => work.pair = Some(pair),
+            Ok(Outcome::Done | Outcome::Gone) => {}
+            Ok(Outcome::Busy) => {
+                work.pair = Some(pair);
+                drop(work);
+                std::thread::sleep(MAKE_WAY);
+            }
+            Err(e) => {
+                let [lower, upper] = pair.layers();
+                log::warn!("layers {lower} and {upper} are not merged: {e}");
+                if e.is_full() {
+                    // There may be room later; the next fork or removal asks again.
+                    work.look = false;
+                } else {
+                    work.stuck.insert(lower);
+                }
+            }
+        }
+        let others = self.core.commits.load(Ordering::Relaxed) != commits;
+        (start.elapsed() * if others { REST_BUSY } else { REST_IDLE }).min(RETRY)
+    }
+
+    /// Looks for layers to merge, in the background.
+    pub(super) fn look_for_pairs(&self) {
+        let mut work = self.background.state.lock();
+        work.look |= self.core.options.merge;
+        self.background.wake.notify_all();
+    }
+
+    /// Freezes the head layers that hide enough of a layer which only they stand
+    /// on, so that the two can be merged.
+    fn freeze_heads_in_time(&self) {
+        let mut work = self.background.state.lock();
+        let due = work.heads_looked_at.is_none_or(|at| at.elapsed() >= HEADS_INTERVAL);
+        if work.stop || !due || !self.core.options.merge {
+            return;
+        }
+        work.heads_looked_at = Some(Instant::now());
+        // A frozen layer may have become durable since.
+        work.look = true;
+        drop(work);
+        let worth = |hidden: u64, below: u64| hidden >= (below / HIDDEN_SHARE).max(HIDDEN_MIN);
+        if let Err(e) = self.freeze_heads(&worth) {
+            log::warn!("no head layer is frozen: {e}");
+        }
+    }
+
+    /// Freezes each fork's head layer of which `worth` says so, given how many
+    /// pages it hides and how many the layer has that only it stands on.
+    fn freeze_heads(&self, worth: &dyn Fn(u64, u64) -> bool) -> Result<()> {
+        let heads: Vec<(ForkId, u64, u64)> = {
+            let layers = self.core.layers.lock();
+            let alone = layers.values().filter(|info| info.settled && info.children.len() == 1);
+            alone
+                .filter_map(|info| {
+                    let head = layers.get(info.children.first()?)?;
+                    Some((head.head_of?, head.record.pages, info.record.pages))
+                })
+                .collect()
+        };
+        for (fork, pages, below) in heads {
+            let Some(known) = self.forks.read().get(&fork).cloned() else { continue };
+            let loaded = known.fork.lock().clone();
+            // One that nobody has used yet hides no more than it has.
+            let hidden = loaded.as_ref().map_or(pages, |fork| fork.head.lock().hidden);
+            if below > 0 && worth(hidden, below) {
+                match self.by_id(fork).and_then(|fork| self.freeze_head(&fork)) {
+                    Ok(()) | Err(Error::Stale) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the background work to its end: drops the layers that nothing
+    /// reaches, and merges all that can be merged, heads included.
+    pub fn collect_all(&self) -> Result<()> {
+        self.background.state.lock().hurry += 1;
+        let merge = || {
+            self.background.state.lock().look = true;
+            self.background.wake.notify_all();
+            self.wait_for_collection();
+        };
+        merge();
+        // Only now it shows what the heads stand on.
+        let frozen = self.freeze_heads(&|hidden, _| hidden > 0);
+        merge();
+        self.background.state.lock().hurry -= 1;
+        frozen
     }
 
     /// Removes the records of a layer that nothing refers to, in steps, the
@@ -147,7 +291,8 @@ impl Store {
     fn drop_layer(&self, layer: LayerId) -> Result<bool> {
         let core = &self.core;
         self.forget_state(layer);
-        let blocks = schema::layer_prefix(tag::BLOCK, layer);
+        let mut start = schema::layer_prefix(tag::BLOCK, layer);
+        let end = prefix_end(&start);
         loop {
             if self.background.state.lock().stop {
                 return Ok(false);
@@ -155,7 +300,7 @@ impl Store {
             let mut released: HashMap<u32, Vec<u32>> = HashMap::new();
             let mut slots = Vec::new();
             let mut last = Vec::new();
-            core.map.scan(&blocks, &prefix_end(&blocks), &mut |k, v| {
+            core.map.scan(&start, &end, &mut |k, v| {
                 let (_, _, record) = BlockRecord::decode(k, v)?;
                 released.entry(record.slot.delta()).or_default().push(record.slot.index());
                 slots.push(record.slot);
@@ -167,7 +312,8 @@ impl Store {
             }
             last.push(0);
             let mut batch = Batch::default();
-            batch.delete_range(blocks.clone(), last);
+            batch.delete_range(start, last.clone());
+            start = last;
             core.commit_slots(&HashMap::new(), &released, batch)?;
             core.release_after_readers(slots);
         }
@@ -223,7 +369,7 @@ impl Store {
     /// Waits until the background work that is queued now is done.
     pub fn wait_for_collection(&self) {
         let mut work = self.background.state.lock();
-        while !work.stop && (work.busy || !work.drop.is_empty()) {
+        while !work.stop && (work.busy || work.look || !work.drop.is_empty()) {
             self.background.wake.wait_for(&mut work, Duration::from_millis(20));
         }
     }

@@ -129,7 +129,7 @@ impl Store {
         let mut at = head.map_or(LayerId(0), |h| h.record.parent);
         while let Some(info) = layers.get(&at) {
             depth += 1;
-            exclusive &= info.children == 1;
+            exclusive &= info.children.len() == 1;
             if exclusive {
                 pages = pages.saturating_add(info.record.pages);
                 own.push(at);

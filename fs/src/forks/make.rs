@@ -15,7 +15,7 @@ use crate::attr::Kind;
 use crate::base::{self, BaseFile, Found};
 use crate::class::{Class, Role};
 use crate::error::{Error, Result};
-use crate::ids::{FileId, LayerId, check_fork_name};
+use crate::ids::{FileId, ForkId, LayerId, check_fork_name};
 use crate::inplace::Extents;
 use crate::layer::pending::Unit;
 use crate::layer::{Body, Inode, PageTable, Pages, State, Table};
@@ -89,14 +89,16 @@ impl Store {
         self.add_found(&mut bottom, FileId::ROOT, Role::Top, found, &mut extra)?;
         let unit = bottom.take_unit();
         self.core.commit_units(&[&unit], extra)?;
-        self.core.layers.lock().insert(layer, LayerInfo { record: unit.layer, children: 1, head_of: None });
         let head_layer = LayerId(self.core.ids.next_layer()?);
+        let mut info = LayerInfo::new(unit.layer, None);
+        info.children.insert(head_layer);
+        self.core.layers.lock().insert(layer, info);
         let mut head = Head::new(head_layer, layer, unit.state.clone(), unit.state, 0);
         head.touched(FileId::ROOT);
         let made = self.add_root(name, meta, path.to_string(), head);
         let fork = made.inspect_err(|_| {
             if let Some(info) = self.core.layers.lock().get_mut(&layer) {
-                info.children = 0;
+                info.children.clear();
             }
             self.queue_unreachable_from(layer);
         })?;
@@ -175,7 +177,7 @@ impl Store {
 
     fn add_root(&self, name: &str, meta: &[u8], base: String, mut head: Head) -> Result<Arc<Fork>> {
         let record = ForkRecord {
-            id: crate::ids::ForkId(self.core.ids.next_fork()?),
+            id: ForkId(self.core.ids.next_fork()?),
             name: name.to_string(),
             parent: String::new(),
             head: head.layer,
@@ -189,7 +191,7 @@ impl Store {
         let mut extra = Batch::default();
         extra.put(record.encode());
         self.core.commit_units(&[&unit], extra)?;
-        let info = LayerInfo { record: unit.layer, children: 0, head_of: Some(record.id) };
+        let info = LayerInfo::new(unit.layer, Some(record.id));
         self.core.layers.lock().insert(head.layer, info);
         let fork = Fork::new(self.core.clone(), record.clone(), head);
         self.add_known(record, Some(fork.clone()));
@@ -248,7 +250,7 @@ impl Store {
         let ids = &self.core.ids;
         let (above, beside) = (LayerId(ids.next_layer()?), LayerId(ids.next_layer()?));
         let child_record = ForkRecord {
-            id: crate::ids::ForkId(ids.next_fork()?),
+            id: ForkId(ids.next_fork()?),
             name: child.to_string(),
             parent: parent.name().to_string(),
             head: beside,
@@ -275,6 +277,7 @@ impl Store {
             head.layer = above;
             head.below = unit.state.clone();
             head.pages = 0;
+            head.hidden = 0;
             parent.delta().account.forget_in_place();
             (unit, held.elapsed())
         };
@@ -283,7 +286,8 @@ impl Store {
         // yet, and must not be counted by this one.
         let above_record =
             LayerRecord { id: above, parent: frozen, pages: 0, logical_bytes: unit.state.logical_bytes };
-        self.freeze(&parent, frozen, above, beside, child_record.id, unit.state.logical_bytes);
+        let heads = [(above, parent.id()), (beside, child_record.id)];
+        self.freeze(frozen, unit.state.logical_bytes, &heads);
         let head = Head::new(beside, frozen, unit.state.clone(), unit.state.clone(), 0);
         let fork = Fork::new(self.core.clone(), child_record.clone(), head);
         let parent_record = parent.record_with_head(above);
@@ -324,6 +328,7 @@ impl Store {
                 }
                 backlog.units.clear();
                 drop(backlog);
+                self.look_for_pairs();
                 self.add_known(child_record, Some(fork.clone()));
                 self.tell(child, fork.id());
                 Ok(ForkReport { total: start.elapsed(), stall, map_bytes })
@@ -338,24 +343,74 @@ impl Store {
         }
     }
 
-    /// Enters the two layers above a frozen one into the tree of layers.
-    fn freeze(
-        &self,
-        parent: &Fork,
-        frozen: LayerId,
-        above: LayerId,
-        beside: LayerId,
-        child: crate::ids::ForkId,
-        logical_bytes: u64,
-    ) {
+    /// Gives a fork a new head layer over the one it has, so that this one can be
+    /// merged. Nobody else stands on it: WAL goes on in the same host files.
+    pub(super) fn freeze_head(&self, fork: &Arc<Fork>) -> Result<()> {
+        if fork.fault().is_some() || fork.record.lock().incomplete {
+            return Ok(());
+        }
+        let above = LayerId(self.core.ids.next_layer()?);
+        fork.write_back();
+        let mut backlog = fork.commit.lock();
+        if !backlog.units.is_empty() {
+            // What was frozen before is not durable yet.
+            return Ok(());
+        }
+        let (unit, own) = {
+            let _gate = fork.gate.write();
+            let mut head = fork.head_mut()?;
+            fork.place_staged(&mut head, |_, staged| staged.is_settled())?;
+            let unit = head.take_unit();
+            let frozen = unit.layer.id;
+            head.parent = frozen;
+            head.layer = above;
+            head.below = unit.state.clone();
+            head.pages = 0;
+            head.hidden = 0;
+            let recorded: Vec<FileId> = {
+                let extents = self.core.extents.lock();
+                extents.keys().filter(|(layer, _)| *layer == frozen).map(|(_, file)| *file).collect()
+            };
+            for file in recorded.iter().chain(unit.pending.files.keys()) {
+                head.take_tops_over(*file, frozen)?;
+            }
+            (unit, head.take_unit())
+        };
+        self.freeze(unit.layer.id, unit.state.logical_bytes, &[(above, fork.id())]);
+        let record = fork.record_with_head(above);
+        if let Some(known) = self.forks.read().get(&fork.id()) {
+            *known.record.lock() = record.clone();
+        }
+        let mut extra = Batch::default();
+        extra.put(record.encode());
+        match fork.commit_units(&[&unit, &own], extra) {
+            Ok(_) => {
+                drop(backlog);
+                self.look_for_pairs();
+                Ok(())
+            }
+            Err(e) if e.is_full() => {
+                backlog.units.push(unit);
+                fork.head.lock().take_back(own);
+                Err(e)
+            }
+            Err(e) => {
+                fork.poison(&e);
+                Err(e)
+            }
+        }
+    }
+
+    /// Enters the layers above a frozen one into the tree of layers.
+    fn freeze(&self, frozen: LayerId, logical_bytes: u64, heads: &[(LayerId, ForkId)]) {
         let mut layers = self.core.layers.lock();
         if let Some(info) = layers.get_mut(&frozen) {
-            info.children += 2;
+            info.children.extend(heads.iter().map(|(layer, _)| *layer));
             info.head_of = None;
         }
-        for (id, fork) in [(above, parent.id()), (beside, child)] {
+        for &(id, fork) in heads {
             let record = LayerRecord { id, parent: frozen, pages: 0, logical_bytes };
-            layers.insert(id, LayerInfo { record, children: 0, head_of: Some(fork) });
+            layers.insert(id, LayerInfo::new(record, Some(fork)));
         }
     }
 
@@ -371,12 +426,27 @@ impl Store {
         if let Some(info) = layers.remove(&layer)
             && let Some(parent) = layers.get_mut(&info.record.parent)
         {
-            parent.children -= 1;
+            parent.children.remove(&layer);
         }
     }
 }
 
 impl Head {
+    /// The host files that `frozen` wrote to are the head's own.
+    fn take_tops_over(&mut self, file: FileId, frozen: LayerId) -> Result<()> {
+        let layer = self.layer;
+        let Some(inode) = self.state.inodes.get(&file) else { return Ok(()) };
+        let Body::InPlace(extents, _) = &inode.body else { return Ok(()) };
+        if extents.tops_of(frozen).is_empty() {
+            return Ok(());
+        }
+        if let Body::InPlace(extents, _) = &mut self.inode_mut(file)?.body {
+            Arc::make_mut(extents).change_owner(layer);
+        }
+        self.changed(file);
+        Ok(())
+    }
+
     pub(super) fn layer_record(&self) -> LayerRecord {
         LayerRecord {
             id: self.layer,

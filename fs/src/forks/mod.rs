@@ -10,6 +10,7 @@ mod fork;
 mod gc;
 mod info;
 mod make;
+mod merge;
 mod names;
 mod paths;
 mod quota;
@@ -37,6 +38,11 @@ pub struct Options {
     pub keep_free_bytes: u64,
     /// A WAL segment gets its CRCs when nobody has written to it for that long.
     pub seal_after: Duration,
+    /// Whether layers are merged in the background; if not,
+    /// [`Store::collect_all`] does it.
+    pub merge: bool,
+    /// Records of the block map that one step of merging moves, about.
+    pub merge_step_records: usize,
 }
 
 impl Default for Options {
@@ -46,6 +52,8 @@ impl Default for Options {
             dirty_total_bytes: 256 << 20,
             keep_free_bytes: 0,
             seal_after: Duration::from_secs(10),
+            merge: true,
+            merge_step_records: 1024,
         }
     }
 }

@@ -89,16 +89,20 @@ impl Head {
         let is_open = self.open.contains_key(&file);
         let orphan = Orphan { inode, layer: self.layer };
         let mut dropped = Vec::new();
+        let mut hidden = 0;
         if let Body::Pages(pages) = &orphan.inode.body
             && let Some(table) = pages.loaded()
         {
             table.tree.visit(0, 1 << 32, self.layer, &mut |block, entry, owned| {
                 if owned {
                     dropped.push((block, entry.slot));
+                } else {
+                    hidden += 1;
                 }
                 true
             });
         }
+        self.hidden += hidden;
         self.pages = self.pages.saturating_sub(dropped.len() as u64);
         let change = self.pending.file(file);
         change.blocks.clear();

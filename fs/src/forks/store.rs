@@ -14,7 +14,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
@@ -40,6 +41,7 @@ use crate::seal::Seals;
 use super::Options;
 use super::core::{Core, Ids, LayerInfo};
 use super::fork::{Fork, Head};
+use super::merge::Pair;
 
 const MAGIC: &[u8; 8] = b"pgcowfs\n";
 const STORE_FILE: &str = "STORE";
@@ -91,11 +93,45 @@ pub(super) struct Background {
     pub wake: Condvar,
 }
 
+/// A step of background work.
+pub(super) enum Task {
+    /// Drop a layer.
+    Drop(LayerId),
+    /// Go on with these layers, or look for some.
+    Merge(Option<Pair>),
+}
+
+impl Work {
+    /// Takes the next step to do.
+    pub fn next_task(&mut self) -> Option<Task> {
+        let task = match self.drop.pop_front() {
+            Some(layer) => Task::Drop(layer),
+            None if self.look => {
+                self.look = false;
+                Task::Merge(self.pair.take())
+            }
+            None => return None,
+        };
+        self.busy = true;
+        Some(task)
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Work {
     /// Layers that nothing refers to any more.
     pub drop: std::collections::VecDeque<LayerId>,
-    /// A layer is being dropped.
+    /// Layers that are being merged.
+    pub pair: Option<Pair>,
+    /// There may be layers to merge.
+    pub look: bool,
+    /// Lower layers whose merging has failed in a way that lasts.
+    pub stuck: HashSet<LayerId>,
+    /// When it was last asked which head layers should be frozen.
+    pub heads_looked_at: Option<Instant>,
+    /// Somebody waits for the end of the work: it makes way for nobody.
+    pub hurry: u32,
+    /// A step of it is under way.
     pub busy: bool,
     pub stop: bool,
 }
@@ -251,6 +287,8 @@ impl Store {
             grace: Grace::new(),
             deltas: RwLock::default(),
             layers: Mutex::default(),
+            moves: RwLock::default(),
+            commits: AtomicU64::new(0),
             extents: Mutex::default(),
             ids,
         });
@@ -283,14 +321,16 @@ impl Store {
             let mut layers = core.layers.lock();
             scan(&*core.map, tag::LAYER, &mut |k, v| {
                 let record = LayerRecord::decode(k, v)?;
-                layers.insert(record.id, LayerInfo { record, children: 0, head_of: None });
+                layers.insert(record.id, LayerInfo::new(record, None));
                 Ok(true)
             })?;
             check_tree_of_layers(&layers)?;
-            let parents: Vec<LayerId> = layers.values().map(|l| l.record.parent).collect();
-            for parent in parents.into_iter().filter(|p| p.0 != 0) {
+            let records: Vec<LayerRecord> = layers.values().map(|l| l.record).collect();
+            for LayerRecord { id, parent, .. } in records.into_iter().filter(|l| l.parent.0 != 0) {
                 match layers.get_mut(&parent) {
-                    Some(info) => info.children += 1,
+                    Some(info) => {
+                        info.children.insert(id);
+                    }
                     None => {
                         return Err(Error::Damaged(format!("layer {parent} is missing from the block map")));
                     }
@@ -343,13 +383,14 @@ impl Store {
                         record.name, record.head
                     )));
                 };
-                if info.head_of.is_some() || info.children > 0 {
+                if info.head_of.is_some() || !info.children.is_empty() {
                     return Err(Error::Damaged(format!(
                         "fork {:?} does not have layer {} for itself",
                         record.name, record.head
                     )));
                 }
                 info.head_of = Some(record.id);
+                info.settled = false;
             }
             core.delta(record.delta).account.set_quota(quotas.get(&record.id).copied());
             if record.incomplete {
@@ -363,6 +404,7 @@ impl Store {
         }
         self.remove_unused_deltas(&in_use)?;
         self.queue_unreachable();
+        self.background.state.lock().look = core.options.merge;
         for name in unfinished {
             log::info!("removing fork {name:?}, which was never completed");
             self.remove(&name)?;
@@ -441,6 +483,7 @@ impl Store {
 
     fn load(&self, record: ForkRecord) -> Result<Arc<Fork>> {
         let core = &self.core;
+        let _still = core.moves.read();
         let info = self.layer(record.head)?;
         let roots = match record.base.as_str() {
             "" => Vec::new(),
@@ -448,7 +491,14 @@ impl Store {
         };
         let below = self.state_of(info.record.parent, &roots)?;
         let mut state = below.clone();
-        core.ids.seen_file(load::layer(&mut state, record.head, &*core.map, &core.hosts, &roots)?);
+        core.ids.seen_file(load::layer(
+            &mut state,
+            record.head,
+            &info.origin,
+            &*core.map,
+            &core.hosts,
+            &roots,
+        )?);
         load::check_tree(&state)?;
         let mut head = Head::new(record.head, info.record.parent, state, below, info.record.pages);
         let delta = core.delta(record.delta);
@@ -460,11 +510,12 @@ impl Store {
         let layers = self.core.layers.lock();
         layers
             .get(&id)
-            .copied()
+            .cloned()
             .ok_or_else(|| Error::Damaged(format!("layer {id} is missing from the block map")))
     }
 
-    /// The state of a frozen layer, built from the nearest one that is known.
+    /// The state of a frozen layer, built from the nearest one that is known. The
+    /// caller holds `moves`.
     fn state_of(&self, layer: LayerId, roots: &[PathBuf]) -> Result<State> {
         let mut chain = Vec::new();
         let mut at = layer;
@@ -476,17 +527,26 @@ impl Store {
                 break state.clone();
             }
             let info = self.layer(at)?;
-            chain.push((at, info.children));
+            chain.push((at, info.origin, info.children.len()));
             at = info.record.parent;
         };
-        for (layer, children) in chain.into_iter().rev() {
-            let highest = load::layer(&mut state, layer, &*self.core.map, &self.core.hosts, roots)?;
+        for (layer, origin, children) in chain.into_iter().rev() {
+            let (map, hosts) = (&*self.core.map, &self.core.hosts);
+            let highest = load::layer(&mut state, layer, &origin, map, hosts, roots)?;
             self.core.ids.seen_file(highest);
             if children > 1 {
                 self.states.lock().insert(layer, state.clone());
             }
         }
         Ok(state)
+    }
+
+    /// A merged layer's state is known by another number.
+    pub(super) fn rename_state(&self, old: LayerId, new: LayerId) {
+        let mut states = self.states.lock();
+        if let Some(state) = states.remove(&old) {
+            states.insert(new, state);
+        }
     }
 
     pub(super) fn forget_state(&self, layer: LayerId) {

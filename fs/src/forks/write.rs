@@ -12,7 +12,7 @@ use crate::delta::account::Need;
 use crate::error::{Error, Result};
 use crate::ids::FileId;
 use crate::inplace::{HostFile, chunk_blocks};
-use crate::layer::tree::Entry;
+use crate::layer::tree::{Entry, Removed};
 use crate::layer::{Body, HIDDEN_MAX, PageTable, Pages, Place, Table};
 use crate::map::schema::Slot;
 
@@ -262,7 +262,10 @@ impl Fork {
                 head.pending.add(slot);
                 match removed {
                     Some(old) if old.owned => head.pending.release(old.slot),
-                    _ => head.pages += 1,
+                    older => {
+                        head.pages += 1;
+                        head.hidden += u64::from(older.is_some());
+                    }
                 }
             }
             head.pending.file(file).blocks.insert(one.block);
@@ -601,7 +604,9 @@ impl Fork {
             head.pending.unused.extend(removed.iter().filter(|r| r.owned).map(|r| r.slot));
             return Ok(());
         }
-        for old in removed.iter().filter(|r| r.owned) {
+        let (own, below): (Vec<Removed>, Vec<Removed>) = removed.into_iter().partition(|r| r.owned);
+        head.hidden += below.len() as u64;
+        for old in own {
             head.pending.release(old.slot);
             head.pages = head.pages.saturating_sub(1);
             head.pending.file(file).dropped.insert(old.block);

@@ -213,6 +213,11 @@ impl Extents {
         (!placed).then_some(at)
     }
 
+    /// From now on `layer` may write to the tops, and nobody else.
+    pub fn change_owner(&mut self, layer: LayerId) {
+        self.owner = layer;
+    }
+
     /// Whether `layer` may write to the tops.
     fn belongs_to(&self, layer: LayerId) -> bool {
         self.owner == layer || self.class == Class::Scratch

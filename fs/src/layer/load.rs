@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Component, PathBuf};
 use std::sync::Arc;
 
-use super::{Body, ColdFile, HIDDEN_MAX, Inode, PageTable, Pages, State, Table};
+use super::{Body, ColdFile, HIDDEN_MAX, Inode, Origin, PageTable, Pages, State, Table};
 use crate::attr::Kind;
 use crate::base::BaseFile;
 use crate::class::Role;
@@ -17,13 +17,15 @@ use crate::map::schema::{
 };
 use crate::map::{Map, prefix_end};
 
-/// Applies the records of `layer` to the state of the layer below it.
+/// Applies the records of `layer` to the state of the layer below it. `origin`
+/// is where they will be found later.
 ///
 /// `roots` are the directories in which files of the base may be. Returns the
 /// highest id of a file.
 pub fn layer(
     state: &mut State,
     layer: LayerId,
+    origin: &Arc<Origin>,
     map: &dyn Map,
     files: &Arc<HostFiles>,
     roots: &[PathBuf],
@@ -86,7 +88,8 @@ pub fn layer(
                 };
                 let base = base.or(below_base);
                 let base_blocks = base.as_ref().map_or(0, |b| b.blocks());
-                let cold = ColdFile { layer, file, below, base_blocks, table: Default::default() };
+                let origin = origin.clone();
+                let cold = ColdFile { origin, file, below, base_blocks, table: Default::default() };
                 Body::Pages(Pages { table: Table::Cold(Arc::new(cold)), base })
             }
             Kind::Symlink => Body::Link(rec.target.clone().into()),
@@ -160,31 +163,37 @@ fn scan(map: &dyn Map, tag: u8, layer: LayerId, visit: &mut crate::map::Visit<'_
 
 /// Builds the page table of a file from its layers, oldest first.
 pub fn page_table(cold: &ColdFile, map: &dyn Map) -> Result<PageTable> {
-    let mut layers = vec![cold];
-    let mut table = None;
-    while let Some(below) = layers.last().and_then(|c| c.below.as_deref()) {
-        if let Some(loaded) = below.table.get() {
-            table = Some(loaded.clone());
-            break;
+    // Newest first; those that are merged with each other count as one.
+    let mut origins: Vec<Arc<Origin>> = Vec::new();
+    let mut table = PageTable { tree: Default::default(), base_blocks: cold.base_blocks };
+    let mut next = Some(cold);
+    while let Some(one) = next {
+        let origin = one.origin.root();
+        // A table of a layer that was merged with one above it since shows what
+        // the map has no more.
+        if origins.last().is_none_or(|above| !Arc::ptr_eq(above, &origin)) {
+            if let (false, Some(loaded)) = (origins.is_empty(), one.table.get()) {
+                table = loaded.clone();
+                break;
+            }
+            origins.push(origin);
         }
-        layers.push(below);
+        next = one.below.as_deref();
     }
-    let mut table =
-        table.unwrap_or_else(|| PageTable { tree: Default::default(), base_blocks: cold.base_blocks });
-    for one in layers.into_iter().rev() {
-        let start = schema::file_prefix(tag::CLEARED, one.layer, one.file);
+    for layer in origins.iter().rev().flat_map(|origin| origin.layers()) {
+        let start = schema::file_prefix(tag::CLEARED, layer, cold.file);
         map.scan(&start, &prefix_end(&start), &mut |k, v| {
             let (from, to) = ClearedRecord::decode(k, v)?;
             if table.hides(from, to) > HIDDEN_MAX {
-                return Err(Error::Damaged(format!("file {} hides more of its base than can be", one.file)));
+                return Err(Error::Damaged(format!("file {} hides more of its base than can be", cold.file)));
             }
-            table.clear(from, to, one.layer, &mut |_| {});
+            table.clear(from, to, layer, &mut |_| {});
             Ok(true)
         })?;
-        let start = schema::file_prefix(tag::BLOCK, one.layer, one.file);
+        let start = schema::file_prefix(tag::BLOCK, layer, cold.file);
         map.scan(&start, &prefix_end(&start), &mut |k, v| {
             let (_, block, rec) = BlockRecord::decode(k, v)?;
-            table.tree.set(block, Entry { slot: rec.slot, crc: rec.crc }, one.layer);
+            table.tree.set(block, Entry { slot: rec.slot, crc: rec.crc }, layer);
             Ok(true)
         })?;
     }

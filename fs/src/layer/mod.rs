@@ -4,6 +4,7 @@
 //! clone of it is a snapshot; a commit writes from one, and a fork *is* one.
 
 pub mod load;
+mod origin;
 pub mod pending;
 pub mod tree;
 
@@ -21,6 +22,7 @@ use crate::ids::{FileId, LayerId};
 use crate::inplace::Extents;
 use crate::map::Map;
 use crate::map::schema::{InodeRecord, Time};
+pub use origin::Origin;
 use tree::{Entry, Removed, Tree};
 
 /// A directory and a name in it.
@@ -201,7 +203,7 @@ pub enum Place {
 /// first, that have records of the file.
 pub struct ColdFile {
     /// The newest of these layers.
-    pub layer: LayerId,
+    pub origin: Arc<Origin>,
     /// The file.
     pub file: FileId,
     /// The next older one.

@@ -145,7 +145,7 @@ pub struct HostChange {
 }
 
 impl Unit {
-    /// Adds the unit's records to `batch`. `has_extents` tells whether this
+    /// Adds the unit's records to `batch`, but for the layer's own. `has_extents` tells whether this
     /// layer has a durable extents record of a file.
     pub fn encode(&self, batch: &mut Batch, has_extents: &dyn Fn(FileId) -> bool) -> HostChange {
         let layer = self.layer.id;
@@ -192,7 +192,6 @@ impl Unit {
                 None => batch.delete(NameRecord::key(layer, *dir, name)),
             }
         }
-        batch.put(self.layer.encode());
         hosts
     }
 
