@@ -80,6 +80,11 @@ impl Store {
             let head = fork.head.lock();
             let layer = head.layer;
             for ((_, file), hosts) in recorded.iter().filter(|((l, _), _)| *l == layer) {
+                if head.pending.files.contains_key(file) {
+                    // The record may have tops that the file has no more, and a
+                    // crash would bring them back.
+                    not_frozen.extend(hosts);
+                }
                 let inode = head.state.inodes.get(file);
                 let Some(Body::InPlace(extents, _)) = inode.map(|i| &i.body) else {
                     not_frozen.extend(hosts);
