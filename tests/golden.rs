@@ -50,6 +50,7 @@ fn fill(store: &Store) {
     let wal = make(&main, "pg_wal/000000010000000000000001", Make::File);
     main.write(wal, 0, &pages(200, 12)).unwrap();
     store.publish("main").unwrap();
+    store.snapshot("main", "first").unwrap();
 
     store.fork("main", "child", b"", &mut |_| Ok(())).unwrap();
     let child = store.by_name("child").unwrap();
@@ -86,6 +87,12 @@ fn describe(store: &Store) -> String {
     for name in names {
         let fork = store.by_name(&name).unwrap();
         describe_dir(&fork, &name, FileId::ROOT, &mut out);
+        for label in store.snapshots(&name).unwrap().into_iter().map(|snapshot| snapshot.label) {
+            store.fork_snapshot(&name, &label, "probe", b"", &mut |_| Ok(())).unwrap();
+            let fork = store.by_name("probe").unwrap();
+            describe_dir(&fork, &format!("{name}@{label}"), FileId::ROOT, &mut out);
+            store.remove("probe").unwrap();
+        }
     }
     out
 }

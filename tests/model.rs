@@ -166,6 +166,29 @@ mod found {
         }
     }
 
+    /// A host file of which a cut has let go is still written to as far as the
+    /// block map knows: a seal would keep recovery from looking at it.
+    #[test]
+    fn a_cut_wal_file_is_not_sealed_before_the_cut_is_durable() {
+        for seed in 1..40 {
+            let mut world = World::new();
+            world.seed = seed * 7919;
+            let ops = [
+                write(7, 28311, 410),
+                Op::Sync { fork: 0 },
+                write(7, 3 * B, B),
+                Op::Truncate { fork: 0, name: 7, size: 19672 },
+                Op::Seal,
+                Op::Crash,
+                write(7, 98038, 282),
+            ];
+            for op in &ops {
+                world.apply(op).unwrap();
+            }
+            world.compare();
+        }
+    }
+
     /// A spare WAL file that is being made when the store is closed must not be
     /// written to when the next one has given its number to another.
     #[test]

@@ -206,6 +206,8 @@ impl From<pgcowfs::Error> for Error {
         let message = error.to_string();
         match error {
             Core::NoSuchFork(_) => Error::new(Kind::NotFound, message).hint("`pgcowfs list` shows the forks of the store"),
+            Core::NoSuchSnapshot(..) | Core::NoOrigin(_) => Error::new(Kind::NotFound, message),
+            Core::SnapshotExists(..) => Error::new(Kind::Exists, message),
             Core::ForkExists(name) => Error::new(Kind::Exists, message)
                 .hint(format!("choose another name, or remove it: pgcowfs rm {name}")),
             Core::BadForkName { .. } => Error::new(Kind::Usage, message)

@@ -90,6 +90,15 @@ pub enum Error {
     /// A fork of that name exists.
     #[error("a fork {0:?} exists already")]
     ForkExists(String),
+    /// No snapshot of that label.
+    #[error("fork {0:?} has no snapshot {1:?}")]
+    NoSuchSnapshot(String, String),
+    /// A snapshot of that label exists.
+    #[error("fork {0:?} has a snapshot {1:?} already")]
+    SnapshotExists(String, String),
+    /// A fork that was not made from another one, or nobody knows from what.
+    #[error("fork {0:?} was made from no other fork")]
+    NoOrigin(String),
     /// A name that cannot be a fork's.
     #[error("{name:?} cannot be a fork's name: {reason}")]
     BadForkName {
@@ -142,13 +151,13 @@ impl Error {
     /// The errno that the kernel gets for this error.
     pub fn errno(&self) -> i32 {
         match self {
-            Error::NotFound | Error::NoSuchFork(_) => libc::ENOENT,
-            Error::Exists | Error::ForkExists(_) => libc::EEXIST,
+            Error::NotFound | Error::NoSuchFork(_) | Error::NoSuchSnapshot(..) => libc::ENOENT,
+            Error::Exists | Error::ForkExists(_) | Error::SnapshotExists(..) => libc::EEXIST,
             Error::NotDirectory => libc::ENOTDIR,
             Error::IsDirectory => libc::EISDIR,
             Error::NotEmpty => libc::ENOTEMPTY,
             Error::NameTooLong => libc::ENAMETOOLONG,
-            Error::Invalid(_) | Error::BadForkName { .. } => libc::EINVAL,
+            Error::Invalid(_) | Error::BadForkName { .. } | Error::NoOrigin(_) => libc::EINVAL,
             Error::TooManyLinks => libc::EMLINK,
             Error::TooLarge => libc::EFBIG,
             Error::NoData => libc::ENXIO,

@@ -16,6 +16,35 @@ pub enum Op {
     },
     /// Merge all layers that can be.
     Collect,
+    Snapshot {
+        fork: u8,
+        label: u8,
+    },
+    /// Fork a snapshot.
+    ForkSnapshot {
+        fork: u8,
+        label: u8,
+    },
+    /// Put a fork back to a snapshot.
+    Reset {
+        fork: u8,
+        label: u8,
+    },
+    /// Put a fork back to what it was made from.
+    ResetToOrigin {
+        fork: u8,
+    },
+    /// Make a fork what its parent is.
+    ResetToParent {
+        fork: u8,
+    },
+    RemoveSnapshot {
+        fork: u8,
+        label: u8,
+    },
+    Promote {
+        fork: u8,
+    },
     Truncate {
         fork: u8,
         name: u8,

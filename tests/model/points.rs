@@ -15,7 +15,7 @@ use pgcowfs::Error;
 use pgcowfs::device::power::Point;
 
 use super::files::{Moments, moment_of};
-use super::world::{ModelForks, Op, Rig, World, coin};
+use super::world::{ModelForks, Op, Rig, World, coin, compare_snapshots};
 
 /// Images taken since they were last looked at.
 type Images = Arc<Mutex<Vec<(Point, Rig)>>>;
@@ -119,6 +119,7 @@ fn is_one_of(image: &Rig, before: &ModelForks, after: &ModelForks) -> Result<(),
             }
         }
     }
+    compare_snapshots(&store, before, after)?;
     let broken = store.check(true).map_err(|e| format!("check: {e}"))?;
     if !broken.is_empty() {
         return Err(format!("check: {broken:#?}"));

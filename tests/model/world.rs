@@ -7,7 +7,7 @@ use pgcowfs::device::mem::MemDevice;
 use pgcowfs::device::power::Power;
 use pgcowfs::forks::Parts;
 use pgcowfs::map::mem::MemMap;
-use pgcowfs::{Error, Fork, Make, Options, Store};
+use pgcowfs::{Error, Fork, Make, Options, ResetTo, Store};
 use proptest::prelude::*;
 
 use super::files::{B, DIRS, Files, Moments, NAMES, WAL_NAMES, find, moment_of};
@@ -33,7 +33,22 @@ pub fn living_op() -> impl Strategy<Value = Op> {
         1 => (0u8..8).prop_map(|fork| Op::Remove { fork }),
         1 => Just(Op::Seal),
         2 => Just(Op::Collect),
+        4 => snapshot_op(),
         1 => Just(Op::Restart),
+    ]
+}
+
+/// Snapshots, and what is done with them.
+fn snapshot_op() -> impl Strategy<Value = Op> {
+    let (fork, label) = (0u8..8, 0u8..3);
+    prop_oneof![
+        3 => (fork.clone(), label.clone()).prop_map(|(fork, label)| Op::Snapshot { fork, label }),
+        1 => (fork.clone(), label.clone()).prop_map(|(fork, label)| Op::ForkSnapshot { fork, label }),
+        1 => (fork.clone(), label.clone()).prop_map(|(fork, label)| Op::Reset { fork, label }),
+        1 => fork.clone().prop_map(|fork| Op::ResetToOrigin { fork }),
+        1 => fork.clone().prop_map(|fork| Op::ResetToParent { fork }),
+        1 => (fork.clone(), label).prop_map(|(fork, label)| Op::RemoveSnapshot { fork, label }),
+        1 => fork.prop_map(|fork| Op::Promote { fork }),
     ]
 }
 
@@ -45,6 +60,7 @@ pub fn wal_op() -> impl Strategy<Value = Op> {
         1 => (0u8..8).prop_map(|fork| Op::Remove { fork }),
         1 => Just(Op::Seal),
         2 => Just(Op::Collect),
+        2 => snapshot_op(),
         1 => Just(Op::Restart),
         1 => Just(Op::Kill),
         2 => Just(Op::Crash),
@@ -79,15 +95,38 @@ fn file_op(names: std::ops::Range<u8>) -> impl Strategy<Value = Op> {
 }
 
 /// One fork in the model: now, and all it was since it was last durable.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct ModelFork {
     pub now: Files,
     pub since_sync: Moments,
+    /// By label.
+    pub snapshots: BTreeMap<u8, Files>,
+    /// What it was made from, and the name of the fork that was.
+    origin: Option<(Files, String)>,
     /// It has reported a failure, and accepts nothing any more.
     pub stopped: bool,
 }
 
 impl ModelFork {
+    /// Durable, and just so.
+    fn at(now: Files) -> Self {
+        ModelFork { since_sync: vec![now.clone()], now, ..ModelFork::default() }
+    }
+
+    /// A fork of one that is like this.
+    fn child(now: &Files, parent: &str) -> Self {
+        ModelFork { origin: Some((now.clone(), parent.to_string())), ..ModelFork::at(now.clone()) }
+    }
+
+    /// Becomes what `now` says, and keeps what a fork keeps then.
+    fn go_to(&mut self, now: Files) {
+        *self = ModelFork {
+            snapshots: std::mem::take(&mut self.snapshots),
+            origin: self.origin.take(),
+            ..ModelFork::at(now)
+        };
+    }
+
     /// After an error the fork is as it was, or at one of the steps that the
     /// operation consists of; or it has stopped, and nobody knows.
     fn after_error(&mut self, fork: &Fork, steps: &[Files]) {
@@ -193,14 +232,19 @@ impl World {
             main.make(dir, name, Make::Directory, 0o700, 0, 0).unwrap();
         }
         store.publish("main").unwrap();
-        let files = Files::default();
-        let model = ModelFork { now: files.clone(), since_sync: vec![files], stopped: false };
+        let model = ModelFork::at(Files::default());
         World { rig, store, forks: [("main".to_string(), model)].into(), made: 0, seed: 1 }
     }
 
     fn pick(&self, n: u8) -> Option<String> {
         let names: Vec<_> = self.forks.keys().collect();
         (!names.is_empty()).then(|| names[n as usize % names.len()].clone())
+    }
+
+    fn pick_snapshot(&self, fork: u8, label: u8) -> Option<(String, Files)> {
+        let name = self.pick(fork)?;
+        let files = self.forks[&name].snapshots.get(&label)?.clone();
+        Some((name, files))
     }
 
     /// Does it in the store and in the model. An error is the store's; what the
@@ -226,8 +270,64 @@ impl World {
                 self.store.fork(&parent, &child, b"", &mut |_| Ok(()))?;
                 let model = self.forks.get_mut(&parent).expect("picked");
                 model.settle();
-                let copy = model.clone();
+                let copy = ModelFork::child(&model.now, &parent);
                 self.forks.insert(child, copy);
+            }
+            Op::Snapshot { fork, label } => {
+                let Some(name) = self.pick(fork).filter(|n| !self.forks[n].snapshots.contains_key(&label))
+                else {
+                    return Ok(());
+                };
+                self.store.snapshot(&name, &label_of(label))?;
+                let model = self.forks.get_mut(&name).expect("picked");
+                model.settle();
+                model.snapshots.insert(label, model.now.clone());
+            }
+            Op::ForkSnapshot { fork, label } => {
+                let Some((name, files)) = self.pick_snapshot(fork, label) else { return Ok(()) };
+                self.made += 1;
+                let child = format!("f{}", self.made);
+                self.store.fork_snapshot(&name, &label_of(label), &child, b"", &mut |_| Ok(()))?;
+                self.forks.insert(child, ModelFork::child(&files, &name));
+            }
+            Op::Reset { fork, label } => {
+                let Some((name, files)) = self.pick_snapshot(fork, label) else { return Ok(()) };
+                self.store.reset(&name, &ResetTo::Snapshot(label_of(label)), &mut |_| Ok(()))?;
+                self.forks.get_mut(&name).expect("picked").go_to(files);
+            }
+            Op::ResetToOrigin { fork } => {
+                let Some(name) = self.pick(fork) else { return Ok(()) };
+                let Some((files, _)) = self.forks[&name].origin.clone() else { return Ok(()) };
+                self.store.reset(&name, &ResetTo::Origin, &mut |_| Ok(()))?;
+                self.forks.get_mut(&name).expect("picked").go_to(files);
+            }
+            Op::ResetToParent { fork } => {
+                let Some(name) = self.pick(fork) else { return Ok(()) };
+                let Some((_, parent)) = self.forks[&name].origin.clone() else { return Ok(()) };
+                if !self.forks.contains_key(&parent) {
+                    return Ok(());
+                }
+                self.store.reset(&name, &ResetTo::Parent, &mut |_| Ok(()))?;
+                let model = self.forks.get_mut(&parent).expect("it is there");
+                model.settle();
+                let files = model.now.clone();
+                let model = self.forks.get_mut(&name).expect("picked");
+                model.origin = Some((files.clone(), parent));
+                model.go_to(files);
+            }
+            Op::RemoveSnapshot { fork, label } => {
+                let Some((name, _)) = self.pick_snapshot(fork, label) else { return Ok(()) };
+                self.store.remove_snapshot(&name, &label_of(label))?;
+                self.forks.get_mut(&name).expect("picked").snapshots.remove(&label);
+            }
+            Op::Promote { fork } => {
+                let Some(name) = self.pick(fork).filter(|n| self.forks[n].origin.is_some()) else {
+                    return Ok(());
+                };
+                self.store.promote(&name)?;
+                let model = self.forks.get_mut(&name).expect("picked");
+                model.origin = None;
+                model.settle();
             }
             Op::Remove { fork } => {
                 let Some(name) = self.pick(fork).filter(|_| self.forks.len() > 1) else { return Ok(()) };
@@ -296,7 +396,7 @@ impl World {
             if uncertain {
                 model.since_sync.iter().for_each(|moment| found.note_failed(moment));
             }
-            *model = ModelFork { now: found.clone(), since_sync: vec![found], stopped: false };
+            model.go_to(found);
         }
         closed
     }
@@ -312,8 +412,9 @@ impl World {
         for (name, model) in &mut self.forks {
             let fork = self.store.by_name(name).unwrap();
             let found = moment_of(&fork, &model.since_sync).unwrap_or_else(|why| panic!("{why}"));
-            *model = ModelFork { now: found.clone(), since_sync: vec![found], stopped: false };
+            model.go_to(found);
         }
+        compare_snapshots(&self.store, &self.forks, &self.forks).unwrap_or_else(|why| panic!("{why}"));
         self.check();
     }
 
@@ -323,6 +424,7 @@ impl World {
             let fork = self.store.by_name(name).unwrap();
             moment_of(&fork, std::slice::from_ref(&model.now)).unwrap_or_else(|why| panic!("{why}"));
         }
+        compare_snapshots(&self.store, &self.forks, &self.forks).unwrap_or_else(|why| panic!("{why}"));
     }
 
     /// All invariants hold.
@@ -330,6 +432,47 @@ impl World {
         let broken = self.store.check(true).unwrap();
         assert!(broken.is_empty(), "{broken:#?}");
     }
+}
+
+fn label_of(label: u8) -> String {
+    format!("s{label}")
+}
+
+/// Looks at each snapshot, through a fork of it. Those that are in both models
+/// must be there, and no others than those of one of them.
+pub fn compare_snapshots(store: &Store, before: &ModelForks, after: &ModelForks) -> Result<(), String> {
+    let none = BTreeMap::new();
+    let wanted = |forks: &ModelForks, name: &str| forks.get(name).map(|model| model.snapshots.clone());
+    for info in store.forks() {
+        let (before, after) = (wanted(before, &info.name), wanted(after, &info.name));
+        let there = store.snapshots(&info.name).map_err(|e| format!("snapshots of {}: {e}", info.name))?;
+        let there: Vec<String> = there.into_iter().map(|snapshot| snapshot.label).collect();
+        for label in 0..3 {
+            let text = label_of(label);
+            let choices: Vec<&Files> = [&before, &after]
+                .into_iter()
+                .filter_map(|model| model.as_ref().unwrap_or(&none).get(&label))
+                .collect();
+            let which = format!("snapshot {text} of {}", info.name);
+            match (there.contains(&text), choices.as_slice()) {
+                (false, []) => {}
+                (false, [_, _]) => return Err(format!("{which} is gone")),
+                (false, _) => {}
+                (true, []) => return Err(format!("nobody made {which}")),
+                (true, choices) => {
+                    let probe = |what: &str, e| format!("{what} a fork of {which}: {e}");
+                    store
+                        .fork_snapshot(&info.name, &text, "probe", b"", &mut |_| Ok(()))
+                        .map_err(|e| probe("making", e))?;
+                    let fork = store.by_name("probe").map_err(|e| probe("finding", e))?;
+                    let moments: Moments = choices.iter().map(|files| (*files).clone()).collect();
+                    moment_of(&fork, &moments).map_err(|why| format!("{which}: {why}"))?;
+                    store.remove("probe").map_err(|e| probe("removing", e))?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Syncs one file: all of the fork, except that `fdatasync` of a WAL file whose

@@ -11,7 +11,8 @@ use crate::error::Result;
 use crate::ids::{FileId, LayerId};
 use crate::layer::{Origin, State, load};
 use crate::map::schema::{
-    self, BaseFileRecord, BlockRecord, ClearedRecord, ForkRecord, InodeRecord, LayerRecord, tag,
+    self, BaseFileRecord, BlockRecord, ClearedRecord, ForkRecord, InodeRecord, LayerRecord, SnapshotRecord,
+    tag,
 };
 use crate::map::{Map, prefix_end};
 
@@ -47,7 +48,8 @@ impl Older {
     }
 }
 
-/// Answers questions about blocks from the map. What it has loaded of a fork it
+/// Answers questions about blocks from the map. A snapshot is a fork to it, named
+/// `FORK@LABEL`, with an empty label for what the fork was made from. What it has loaded of a fork it
 /// keeps, so it is made for one scrub.
 pub struct Locator<'a> {
     stored: Stored<'a>,
@@ -69,6 +71,17 @@ impl<'a> Locator<'a> {
             Ok(true)
         })?;
         let roots = base::roots_of(&forks);
+        let mut snapshots = Vec::new();
+        stored.map.scan(&[tag::SNAPSHOT], &prefix_end(&[tag::SNAPSHOT]), &mut |k, v| {
+            if let Ok((id, label, record)) = SnapshotRecord::decode(k, v)
+                && let Some(fork) = forks.iter().find(|fork| fork.id == id)
+            {
+                let name = format!("{}@{label}", fork.name);
+                snapshots.push(ForkRecord { name, head: record.layer, ..fork.clone() });
+            }
+            Ok(true)
+        })?;
+        forks.extend(snapshots);
         let forks = forks
             .into_iter()
             .map(|fork| {

@@ -34,7 +34,8 @@ pub fn no_host_files() -> Arc<HostFiles> {
 pub fn check(view: &View, reached: &Reached, report: &mut Report) {
     let files = no_host_files();
     let bases = base::roots_of(&view.forks);
-    let heads: HashMap<LayerId, &str> = view.forks.iter().map(|f| (f.head, f.name.as_str())).collect();
+    let heads: HashMap<LayerId, String> =
+        view.views().into_iter().map(|(name, layer)| (layer, name)).collect();
     let mut children: BTreeMap<LayerId, Vec<LayerId>> = BTreeMap::new();
     for record in view.layers.values().filter(|l| reached.contains(&l.id)) {
         children.entry(record.parent).or_default().push(record.id);
@@ -73,7 +74,9 @@ pub fn check(view: &View, reached: &Reached, report: &mut Report) {
             ));
         }
         if let Some(fork) = heads.get(&id) {
-            report.files += state.inodes.len() as u64;
+            if !fork.contains('@') {
+                report.files += state.inodes.len() as u64;
+            }
             let mut found = Vec::new();
             check_names(fork, &state, &mut found);
             let findings = found

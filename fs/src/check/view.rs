@@ -7,11 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::error::{Error, Result};
-use crate::ids::{FileId, LayerId};
+use crate::ids::{FileId, ForkId, LayerId};
 use crate::map::schema::{
     self, BaseFileRecord, BaseSealRecord, BlockRecord, ClearedRecord, Counters, ExtentsRecord, ForkRecord,
     HostSealRecord, InodeRecord, LayerRecord, NameRecord, QuotaRecord, SLOT_MAP_BYTES, SharedRecord, Slot,
-    SlotsRecord, tag,
+    SlotsRecord, SnapshotRecord, tag,
 };
 use crate::map::{Batch, Map, Visit};
 
@@ -76,6 +76,8 @@ pub struct Group {
 pub struct View {
     pub counters: Option<Counters>,
     pub forks: Vec<ForkRecord>,
+    /// By fork and label.
+    pub snapshots: BTreeMap<(ForkId, String), LayerId>,
     pub layers: BTreeMap<LayerId, LayerRecord>,
     /// Records of inodes, names, in-place and base files.
     pub small: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -195,6 +197,11 @@ impl View {
                 }
                 false
             }
+            Some(tag::SNAPSHOT) => {
+                let (fork, label, record) = SnapshotRecord::decode(k, v)?;
+                self.snapshots.insert((fork, label), record.layer);
+                false
+            }
             Some(tag::INODE) => InodeRecord::decode(k, v).map(|_| true)?,
             Some(tag::NAME) => NameRecord::decode(k, v).map(|_| true)?,
             _ => {
@@ -226,7 +233,18 @@ impl View {
         Ok(())
     }
 
-    /// The layers that forks reach; what is wrong with the tree of layers goes
+    /// The layers that are seen as a whole, and by which name: forks, what they were
+    /// made from, and their snapshots.
+    pub fn views(&self) -> Vec<(String, LayerId)> {
+        let mut views: Vec<_> = self.forks.iter().map(|fork| (fork.name.clone(), fork.head)).collect();
+        for ((fork, label), layer) in &self.snapshots {
+            let name = self.forks.iter().find(|f| f.id == *fork).map_or("", |f| &f.name);
+            views.push((format!("{name}@{label}"), *layer));
+        }
+        views
+    }
+
+    /// The layers that forks and snapshots reach; what is wrong with the tree of layers goes
     /// into the report.
     pub fn reached(&self, report: &mut Report) -> Reached {
         let mut reached = Reached::new();
@@ -243,7 +261,9 @@ impl View {
             if let Err(e) = crate::ids::check_fork_name(&fork.name) {
                 found(e.to_string());
             }
-            let mut at = fork.head;
+        }
+        for (who, head) in self.views() {
+            let mut at = head;
             while at.0 != 0 && reached.insert(at) {
                 match self.layers.get(&at) {
                     // Ids grow, so a parent is always smaller: no circle.
@@ -254,10 +274,20 @@ impl View {
                     }
                     None => {
                         reached.remove(&at);
-                        found(format!("fork {:?}: layer {at} is missing", fork.name));
+                        found(format!("fork {who:?}: layer {at} is missing"));
                         break;
                     }
                 }
+            }
+        }
+        for ((fork, label), layer) in &self.snapshots {
+            if !self.forks.iter().any(|f| f.id == *fork) {
+                found(format!("snapshot {label:?} is that of fork {fork}, which is not there"));
+            }
+            if let Some(head) = heads.get(layer) {
+                found(format!(
+                    "snapshot {label:?} of fork {fork} is layer {layer}, to which fork {head:?} writes"
+                ));
             }
         }
         for record in self.layers.values().filter(|l| reached.contains(&l.id)) {

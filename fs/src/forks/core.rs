@@ -1,6 +1,6 @@
 //! What all forks of a store share.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use crate::ids::{FileId, ForkId, LayerId};
 use crate::inplace::HostFiles;
 use crate::layer::Origin;
 use crate::layer::pending::{HostChange, Unit};
-use crate::map::schema::{Counters, LayerRecord, Slot};
+use crate::map::schema::{Counters, LayerRecord, Slot, SnapshotRecord};
 use crate::map::{Batch, Map};
 
 use super::Options;
@@ -42,6 +42,8 @@ pub struct Core {
     pub deltas: RwLock<HashMap<u32, Arc<Delta>>>,
     /// All layers.
     pub layers: Mutex<HashMap<LayerId, LayerInfo>>,
+    /// The frozen layers that forks keep, by fork and label.
+    pub kept: Mutex<BTreeMap<(ForkId, String), SnapshotRecord>>,
     /// Held for reading by whoever relies on which layer has which record: a
     /// commit, a load, a scrub. Merging moves records while nobody does, and
     /// never waits for that in line ([`RwLock::try_write`]).
@@ -65,15 +67,23 @@ pub struct LayerInfo {
     pub head_of: Option<ForkId>,
     /// All that it will ever have is in the block map.
     pub settled: bool,
+    /// How many snapshots it is.
+    pub names: u32,
     /// Where its records are, for page tables that are not loaded yet.
     pub origin: Arc<Origin>,
 }
 
 impl LayerInfo {
+    /// Whether no fork, no layer and no snapshot needs it.
+    pub fn is_unreachable(&self) -> bool {
+        self.children.is_empty() && self.head_of.is_none() && self.names == 0
+    }
+
     /// One without layers above it, as the map has it.
     pub fn new(record: LayerRecord, head_of: Option<ForkId>) -> Self {
         let settled = head_of.is_none();
-        LayerInfo { record, children: BTreeSet::new(), head_of, settled, origin: Origin::new(record.id) }
+        let origin = Origin::new(record.id);
+        LayerInfo { record, children: BTreeSet::new(), head_of, settled, names: 0, origin }
     }
 }
 
@@ -171,6 +181,35 @@ impl Core {
     /// The delta file with most pages that are not written yet.
     pub fn dirtiest(&self) -> Option<Arc<Delta>> {
         self.deltas.read().values().max_by_key(|delta| delta.dirty_bytes()).cloned()
+    }
+
+    /// Notes a snapshot that is in the map.
+    pub fn keep(&self, fork: ForkId, label: &str, record: SnapshotRecord) {
+        if let Some(info) = self.layers.lock().get_mut(&record.layer) {
+            info.names += 1;
+        }
+        self.kept.lock().insert((fork, label.to_string()), record);
+    }
+
+    /// Forgets a snapshot that is not in the map any more.
+    pub fn unkeep(&self, fork: ForkId, label: &str) -> Option<LayerId> {
+        let record = self.kept.lock().remove(&(fork, label.to_string()))?;
+        if let Some(info) = self.layers.lock().get_mut(&record.layer) {
+            info.names = info.names.saturating_sub(1);
+        }
+        Some(record.layer)
+    }
+
+    /// The layer of a snapshot; the empty label is what the fork was made from.
+    pub fn snapshot(&self, fork: ForkId, label: &str) -> Option<SnapshotRecord> {
+        self.kept.lock().get(&(fork, label.to_string())).cloned()
+    }
+
+    /// The snapshots of one fork, what it was made from included.
+    pub fn snapshots(&self, fork: ForkId) -> Vec<(String, SnapshotRecord)> {
+        let kept = self.kept.lock();
+        let of_fork = kept.range((fork, String::new())..).take_while(|((of, _), _)| *of == fork);
+        of_fork.map(|((_, label), record)| (label.clone(), record.clone())).collect()
     }
 
     /// Makes units durable, all or none, with the changes in `extra`: their

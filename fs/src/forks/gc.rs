@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ForkId, LayerId};
-use crate::map::schema::{self, BaseSealRecord, BlockRecord, LayerRecord, QuotaRecord, tag};
+use crate::map::schema::{
+    self, BaseSealRecord, BlockRecord, ForkRecord, LayerRecord, QuotaRecord, SnapshotRecord, tag,
+};
 use crate::map::{Batch, prefix_end};
 
+use super::fork::Fork;
 use super::merge::{Outcome, Pair};
 use super::store::{Background, Store, Task};
 
@@ -39,30 +42,42 @@ const WRITE_BACK_INTERVAL: Duration = Duration::from_millis(50);
 const WRITE_BACK_IDLE_LOOKS: u32 = 20;
 
 impl Store {
-    /// Removes a fork, running or not; open files in it get ESTALE. Others that
-    /// were made from it keep all they have. Its space is given back in the
-    /// background.
+    /// Removes a fork, running or not, with its snapshots; open files in it get
+    /// ESTALE. Others that were made from it keep all they have. Its space is given
+    /// back in the background.
     pub fn remove(&self, name: &str) -> Result<()> {
         let id = self.names.read().get(name).copied();
         let id = id.ok_or_else(|| Error::NoSuchFork(name.to_string()))?;
+        let missing = || Error::NoSuchFork(name.to_string());
+        let known = self.forks.read().get(&id).cloned().ok_or_else(missing)?;
         // A fork whose state is damaged can be removed as well: only what is in
-        // memory needs care.
-        let fork = self.forks.read().get(&id).and_then(|k| k.fork.lock().clone());
+        // memory needs care. Nobody loads it, or commits anything of it, meanwhile.
+        let fork = known.fork.lock();
         let commit = fork.as_ref().map(|f| f.commit.lock());
-        let (key, head, delta) = {
-            let forks = self.forks.read();
-            let known = forks.get(&id).ok_or_else(|| Error::NoSuchFork(name.to_string()))?;
-            let record = match &fork {
-                Some(fork) => fork.record.lock().clone(),
-                None => known.record.lock().clone(),
-            };
-            (record.encode().0, record.head, record.delta)
-        };
-        let mut batch = Batch::default();
-        batch.delete(key);
-        batch.delete(QuotaRecord::key(id));
-        self.core.map.commit(&batch)?;
-        if let Some(fork) = &fork {
+        if !self.forks.read().contains_key(&id) {
+            return Err(missing());
+        }
+        {
+            let _still = self.core.moves.read();
+            let mut batch = Batch::default();
+            batch.delete(ForkRecord::key(id));
+            batch.delete(QuotaRecord::key(id));
+            for (label, _) in self.core.snapshots(id) {
+                batch.delete(SnapshotRecord::key(id, &label));
+            }
+            self.core.map.commit(&batch)?;
+        }
+        self.names.write().remove(name);
+        self.retire(id, fork.as_ref());
+        drop(commit);
+        drop(fork);
+        self.tell(name, id);
+        Ok(())
+    }
+
+    /// Lets go of a fork that is not in the map any more.
+    pub(super) fn retire(&self, id: ForkId, fork: Option<&Arc<Fork>>) {
+        if let Some(fork) = fork {
             let mut head = fork.head.lock();
             fork.removed.store(true, Ordering::SeqCst);
             let mut slots = head.take_uncommitted_slots();
@@ -75,19 +90,21 @@ impl Store {
             drop(head);
             self.core.release_after_readers(slots);
         }
-        drop(commit);
-        self.names.write().remove(name);
-        self.forks.write().remove(&id);
+        let Some(known) = self.forks.write().remove(&id) else { return };
+        let (head, delta) = {
+            let record = known.record.lock();
+            (record.head, record.delta)
+        };
         self.core.delta(delta).retired.store(true, Ordering::SeqCst);
-        {
-            let mut layers = self.core.layers.lock();
-            if let Some(info) = layers.get_mut(&head) {
-                info.head_of = None;
+        if let Some(info) = self.core.layers.lock().get_mut(&head) {
+            info.head_of = None;
+        }
+        for (label, _) in self.core.snapshots(id) {
+            if let Some(layer) = self.core.unkeep(id, &label) {
+                self.queue_unreachable_from(layer);
             }
         }
         self.queue_unreachable_from(head);
-        self.tell(name, id);
-        Ok(())
     }
 
     /// Queues a layer, and those below that only it needed.
@@ -95,7 +112,7 @@ impl Store {
         let mut layers = self.core.layers.lock();
         let mut at = layer;
         let mut queue = Vec::new();
-        while layers.get(&at).is_some_and(|info| info.children.is_empty() && info.head_of.is_none()) {
+        while layers.get(&at).is_some_and(|info| info.is_unreachable()) {
             queue.push(at);
             let below = layers.remove(&at).map_or(LayerId(0), |info| info.record.parent);
             if let Some(parent) = layers.get_mut(&below) {
@@ -114,11 +131,7 @@ impl Store {
     pub(super) fn queue_unreachable(&self) {
         let leaves: Vec<LayerId> = {
             let layers = self.core.layers.lock();
-            layers
-                .values()
-                .filter(|l| l.children.is_empty() && l.head_of.is_none())
-                .map(|l| l.record.id)
-                .collect()
+            layers.values().filter(|l| l.is_unreachable()).map(|l| l.record.id).collect()
         };
         for leaf in leaves {
             self.queue_unreachable_from(leaf);
@@ -245,7 +258,8 @@ impl Store {
     fn freeze_heads(&self, worth: &dyn Fn(u64, u64) -> bool) -> Result<()> {
         let heads: Vec<(ForkId, u64, u64)> = {
             let layers = self.core.layers.lock();
-            let alone = layers.values().filter(|info| info.settled && info.children.len() == 1);
+            let alone =
+                layers.values().filter(|info| info.settled && info.children.len() == 1 && info.names == 0);
             alone
                 .filter_map(|info| {
                     let head = layers.get(info.children.first()?)?;
@@ -254,10 +268,8 @@ impl Store {
                 .collect()
         };
         for (fork, pages, below) in heads {
-            let Some(known) = self.forks.read().get(&fork).cloned() else { continue };
-            let loaded = known.fork.lock().clone();
             // One that nobody has used yet hides no more than it has.
-            let hidden = loaded.as_ref().map_or(pages, |fork| fork.head.lock().hidden);
+            let hidden = self.loaded_fork(fork).map_or(pages, |fork| fork.head.lock().hidden);
             if below > 0 && worth(hidden, below) {
                 match self.by_id(fork).and_then(|fork| self.freeze_head(&fork)) {
                     Ok(()) | Err(Error::Stale) => {}

@@ -114,7 +114,7 @@ impl Store {
     }
 
     fn describe(&self, record: &ForkRecord, wal: &HashMap<u64, Vec<LayerId>>) -> ForkInfo {
-        let fork = self.forks.read().get(&record.id).and_then(|k| k.fork.lock().clone());
+        let fork = self.loaded_fork(record.id);
         let live = fork.as_ref().map(|f| {
             let head = f.head.lock();
             (head.pages, head.state.logical_bytes)
@@ -159,6 +159,11 @@ impl Store {
         }
     }
 
+    /// Number of layers.
+    pub fn layers(&self) -> u64 {
+        self.core.layers.lock().len() as u64
+    }
+
     /// What the store holds.
     pub fn status(&self) -> Result<Status> {
         let memory = tree::memory();
@@ -169,7 +174,7 @@ impl Store {
         }
         Ok(Status {
             forks: self.forks.read().len() as u64,
-            layers: self.core.layers.lock().len() as u64,
+            layers: self.layers(),
             map_entries: memory.entries,
             map_memory_bytes: memory.bytes,
             store_bytes,

@@ -12,6 +12,9 @@
 //! two a record is: nothing needs to be undone or remembered after a crash, the
 //! next start finds the pair and goes on. Only the last step changes the tree.
 //!
+//! A snapshot is a name of a frozen layer: that one can take in what is below it,
+//! and nothing that is above it.
+//!
 //! Nobody writes to either layer. Whoever relies on which layer has a record
 //! holds `Core::moves`; whoever has a page table still to load knows its layers
 //! by [`Origin`].
@@ -25,7 +28,7 @@ use crate::ids::{FileId, LayerId};
 use crate::layer::Origin;
 use crate::map::schema::{
     self, BaseFileRecord, BaseSealRecord, BlockRecord, ClearedRecord, ExtentsRecord, InodeRecord,
-    LayerRecord, NameRecord, Slot, tag,
+    LayerRecord, NameRecord, Slot, SnapshotRecord, tag,
 };
 use crate::map::{Batch, Map, prefix_end};
 
@@ -123,7 +126,7 @@ impl Core {
 /// The one layer on `info`, if the two can be merged.
 fn mergeable(layers: &HashMap<LayerId, LayerInfo>, info: &LayerInfo) -> Option<LayerId> {
     let mut children = info.children.iter();
-    let (Some(&upper), None) = (children.next(), children.next()) else { return None };
+    let (Some(&upper), None, 0) = (children.next(), children.next(), info.names) else { return None };
     let frozen = info.settled && layers.get(&upper).is_some_and(|info| info.settled);
     frozen.then_some(upper)
 }
@@ -164,7 +167,11 @@ impl Store {
         one.children = upper.children;
         one.origin = Origin::join(&lower.origin, &upper.origin);
         one.origin.settle(one.record.id);
+        one.names = upper.names;
         let id = one.record.id;
+        for kept in self.core.kept.lock().values_mut().filter(|kept| kept.layer == pair.upper) {
+            kept.layer = id;
+        }
         for child in &one.children {
             if let Some(info) = layers.get_mut(child) {
                 info.record.parent = id;
@@ -300,6 +307,12 @@ impl<'a> Step<'a> {
             let above = layers.get(&self.upper.id).map(|info| info.children.clone()).unwrap_or_default();
             for info in above.iter().filter_map(|child| layers.get(child)) {
                 self.batch.put(LayerRecord { parent: self.lower.id, ..info.record }.encode());
+            }
+            for ((fork, label), kept) in self.core.kept.lock().iter() {
+                if kept.layer == self.upper.id {
+                    let moved = SnapshotRecord { layer: self.lower.id, ..kept.clone() };
+                    self.batch.put(moved.encode(*fork, label));
+                }
             }
         } else {
             self.batch.put(LayerRecord { parent: self.lower.parent, ..self.upper }.encode());

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+mod branch;
 mod check;
 mod commit;
 mod copy;
@@ -19,10 +20,10 @@ mod rest;
 mod store;
 mod write;
 
+pub use branch::{Edit, ForkReport, ResetTo, SnapshotInfo};
 pub use check::{check_closed, repair_closed};
 pub use fork::Fork;
 pub use info::{ForkInfo, Space, Status};
-pub use make::ForkReport;
 pub use store::{Parts, Store};
 
 /// How a store is opened.

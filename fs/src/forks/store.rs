@@ -33,7 +33,7 @@ use crate::layer::{Body, State, load};
 use crate::map::rocks::RocksMap;
 use crate::map::schema::{
     Counters, ExtentsRecord, ForkRecord, LayerRecord, QuotaRecord, STORE_VERSION, SharedRecord, SlotsRecord,
-    tag,
+    SnapshotRecord, tag,
 };
 use crate::map::{Batch, Map, prefix_end};
 use crate::seal::Seals;
@@ -72,6 +72,8 @@ pub struct Store {
     pub(super) names: RwLock<HashMap<String, ForkId>>,
     /// Names of forks that are being made.
     pub(super) reserved: Mutex<HashSet<String>>,
+    /// One reset at a time.
+    pub(super) resets: Mutex<()>,
     /// States of frozen layers that several layers begin with.
     states: Mutex<HashMap<LayerId, State>>,
     pub(super) background: Arc<Background>,
@@ -150,7 +152,8 @@ fn encode_store_file(id: &[u8; 16]) -> [u8; STORE_FILE_BYTES] {
     bytes
 }
 
-pub(super) fn read_store_file(dir: &Path) -> Result<[u8; 16]> {
+/// The id of the store, and the version of its format, which is known.
+pub(super) fn read_store_file(dir: &Path) -> Result<([u8; 16], u32)> {
     let path = dir.join(STORE_FILE);
     let read = || {
         use std::os::unix::fs::OpenOptionsExt;
@@ -176,21 +179,33 @@ pub(super) fn read_store_file(dir: &Path) -> Result<[u8; 16]> {
         return Err(bad_store(&path, "it is not a STORE file"));
     }
     let version = version.iter().rev().fold(0u32, |n, &b| n << 8 | u32::from(b));
-    if version != STORE_VERSION {
-        let which = if version > STORE_VERSION { "a newer program" } else { "an older program" };
+    if !(1..=STORE_VERSION).contains(&version) {
         return Err(bad_store(
             dir,
             format!(
-                "the store has format {version}, written by {which}; this one knows format {STORE_VERSION}"
+                "the store has format {version}, written by a newer program; this one knows formats up to {STORE_VERSION}"
             ),
         ));
     }
     let intact =
         bytes.len() == STORE_FILE_BYTES && bytes[28..] == crc32fast::hash(&bytes[..28]).to_le_bytes();
     match bytes.get(12..28).and_then(|id| id.try_into().ok()) {
-        Some(id) if intact => Ok(id),
+        Some(id) if intact => Ok((id, version)),
         _ => Err(bad_store(&path, "it is damaged")),
     }
+}
+
+/// Writes the `STORE` file of this format, in one step.
+fn write_store_file(dir: &Path, id: &[u8; 16]) -> Result<()> {
+    let temporary = dir.join("STORE.tmp");
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(&encode_store_file(id))?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, dir.join(STORE_FILE))?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|e| Error::io("writing STORE", e))
 }
 
 fn random_id() -> Result<[u8; 16]> {
@@ -241,19 +256,19 @@ impl Store {
         map.commit(&batch)?;
         map.close()?;
         // The STORE file comes last: without it there is no store.
-        let temporary = dir.join("STORE.tmp");
-        let mut file = File::create(&temporary).map_err(io("writing STORE"))?;
-        file.write_all(&encode_store_file(&random_id()?)).map_err(io("writing STORE"))?;
-        file.sync_all().map_err(io("writing STORE"))?;
-        std::fs::rename(&temporary, dir.join(STORE_FILE)).map_err(io("writing STORE"))?;
-        File::open(dir).and_then(|d| d.sync_all()).map_err(io("writing STORE"))
+        write_store_file(dir, &random_id()?)
     }
 
     /// Opens the store in `dir` and takes its lock. What a crash has left
     /// undone is undone; what was durable is there.
     pub fn open(dir: &Path, options: Options) -> Result<Arc<Store>> {
-        let id = read_store_file(dir)?;
+        let (id, version) = read_store_file(dir)?;
         let lock = take_lock(dir)?;
+        if version < STORE_VERSION {
+            // All that older formats have means the same in this one.
+            log::info!("{}: from format {version} to {STORE_VERSION}", dir.display());
+            write_store_file(dir, &id)?;
+        }
         let parts = Parts {
             dir: dir.to_path_buf(),
             id,
@@ -287,6 +302,7 @@ impl Store {
             grace: Grace::new(),
             deltas: RwLock::default(),
             layers: Mutex::default(),
+            kept: Mutex::default(),
             moves: RwLock::default(),
             commits: AtomicU64::new(0),
             extents: Mutex::default(),
@@ -297,6 +313,7 @@ impl Store {
             forks: RwLock::default(),
             names: RwLock::default(),
             reserved: Mutex::default(),
+            resets: Mutex::default(),
             states: Mutex::default(),
             background: Arc::default(),
             threads: Mutex::default(),
@@ -398,6 +415,7 @@ impl Store {
             }
             self.add_known(record, None);
         }
+        self.recover_snapshots()?;
         let in_use: HashSet<u32> = self.forks.read().values().map(|k| k.record.lock().delta).collect();
         for (id, delta) in core.deltas.read().iter() {
             delta.retired.store(!in_use.contains(id), Ordering::SeqCst);
@@ -408,6 +426,26 @@ impl Store {
         for name in unfinished {
             log::info!("removing fork {name:?}, which was never completed");
             self.remove(&name)?;
+        }
+        Ok(())
+    }
+
+    fn recover_snapshots(&self) -> Result<()> {
+        let core = &self.core;
+        let mut found = Vec::new();
+        scan(&*core.map, tag::SNAPSHOT, &mut |k, v| {
+            found.push(SnapshotRecord::decode(k, v)?);
+            Ok(true)
+        })?;
+        for (fork, label, record) in found {
+            let frozen = core.layers.lock().get(&record.layer).is_some_and(|info| info.settled);
+            if !frozen || !self.forks.read().contains_key(&fork) {
+                let layer = record.layer;
+                return Err(Error::Damaged(format!(
+                    "snapshot {label:?} of fork {fork} is layer {layer}, which cannot be"
+                )));
+            }
+            core.keep(fork, &label, record);
         }
         Ok(())
     }
@@ -478,7 +516,16 @@ impl Store {
 
     /// All forks that are in memory.
     pub(super) fn loaded(&self) -> Vec<Arc<Fork>> {
-        self.forks.read().values().filter_map(|k| k.fork.lock().clone()).collect()
+        // Not in one go: a fork that is being removed is locked, and needs the list.
+        let known: Vec<Arc<Known>> = self.forks.read().values().cloned().collect();
+        known.iter().filter_map(|known| known.fork.lock().clone()).collect()
+    }
+
+    /// A fork if it is in memory.
+    pub(super) fn loaded_fork(&self, id: ForkId) -> Option<Arc<Fork>> {
+        // Two steps: the list must be free while a fork is locked.
+        let known = self.forks.read().get(&id).cloned();
+        known.and_then(|known| known.fork.lock().clone())
     }
 
     fn load(&self, record: ForkRecord) -> Result<Arc<Fork>> {
@@ -506,6 +553,11 @@ impl Store {
         Ok(Fork::new(core.clone(), record, head))
     }
 
+    /// What a layer stands on now.
+    pub(super) fn layer_parent(&self, id: LayerId) -> Option<LayerId> {
+        self.core.layers.lock().get(&id).map(|info| info.record.parent)
+    }
+
     fn layer(&self, id: LayerId) -> Result<LayerInfo> {
         let layers = self.core.layers.lock();
         layers
@@ -516,7 +568,7 @@ impl Store {
 
     /// The state of a frozen layer, built from the nearest one that is known. The
     /// caller holds `moves`.
-    fn state_of(&self, layer: LayerId, roots: &[PathBuf]) -> Result<State> {
+    pub(super) fn state_of(&self, layer: LayerId, roots: &[PathBuf]) -> Result<State> {
         let mut chain = Vec::new();
         let mut at = layer;
         let mut state = loop {
@@ -731,18 +783,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(STORE_FILE);
         let bytes = encode_store_file(&[0xab; 16]);
-        assert_eq!(&bytes[..12], b"pgcowfs\n\x01\0\0\0");
+        assert_eq!(&bytes[..12], b"pgcowfs\n\x02\0\0\0");
         assert_eq!(bytes[12..28], [0xab; 16]);
-        assert_eq!(u32::from_le_bytes(*bytes.last_chunk().unwrap()), 3_285_737_464);
+        assert_eq!(u32::from_le_bytes(*bytes.last_chunk().unwrap()), 1_819_349_554);
         std::fs::write(&path, bytes).unwrap();
-        assert_eq!(read_store_file(dir.path()).unwrap(), [0xab; 16]);
+        assert_eq!(read_store_file(dir.path()).unwrap(), ([0xab; 16], 2));
+        let mut older = bytes;
+        older[8] = 1;
+        let crc = crc32fast::hash(&older[..28]);
+        older[28..].copy_from_slice(&crc.to_le_bytes());
+        std::fs::write(&path, older).unwrap();
+        assert_eq!(read_store_file(dir.path()).unwrap(), ([0xab; 16], 1));
         let refused = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
             read_store_file(dir.path()).unwrap_err().to_string()
         };
         let mut newer = bytes;
-        newer[8] = 2;
-        assert!(refused(&newer).contains("format 2, written by a newer program"));
+        newer[8] = 3;
+        assert!(refused(&newer).contains("format 3, written by a newer program"));
         for bit in 12 * 8..STORE_FILE_BYTES * 8 {
             let mut bad = bytes;
             bad[bit / 8] ^= 1 << (bit % 8);

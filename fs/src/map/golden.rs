@@ -64,6 +64,7 @@ fn records() -> Vec<(&'static str, Record)> {
         ("slots", SlotsRecord::encode(2, 1, &bits)),
         ("shared", SharedRecord::encode(Slot::new(2, 3), 4)),
         ("quota", QuotaRecord::encode(ForkId(7), 0x0201)),
+        ("snapshot", SnapshotRecord { layer: L, created: T }.encode(ForkId(7), "v1")),
         ("host seal", HostSealRecord::encode(5, &[1, 0xdead_beef])),
         ("base seal", BaseSealRecord::encode(F, 6, &[2, 3])),
     ]
@@ -119,6 +120,10 @@ fn records_survive_the_round_trip() {
             "quota" => {
                 let (fork, bytes) = QuotaRecord::decode(&k, &v).unwrap();
                 QuotaRecord::encode(fork, bytes)
+            }
+            "snapshot" => {
+                let (fork, label, rec) = SnapshotRecord::decode(&k, &v).unwrap();
+                rec.encode(fork, &label)
             }
             "host seal" => {
                 let (host, crcs) = HostSealRecord::decode(&k, &v).unwrap();

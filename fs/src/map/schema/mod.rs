@@ -23,11 +23,12 @@ pub use files::{
 };
 pub use store::{
     BASE_SEAL_BLOCKS, BaseSealRecord, Counters, ForkRecord, HostSealRecord, LayerRecord, QuotaRecord,
-    SharedRecord, SlotsRecord,
+    SharedRecord, SlotsRecord, SnapshotRecord,
 };
 
-/// Version of the store's format as a whole, kept in the `STORE` file.
-pub const STORE_VERSION: u32 = 1;
+/// Version of the store's format as a whole, kept in the `STORE` file. docs/FORMAT.md
+/// tells what each version brought.
+pub const STORE_VERSION: u32 = 2;
 /// Version of every value.
 const VALUE_VERSION: u8 = 1;
 
@@ -49,6 +50,8 @@ pub mod tag {
     pub const FORK: u8 = b'F';
     /// Layers.
     pub const LAYER: u8 = b'L';
+    /// Snapshots: frozen layers that forks keep.
+    pub const SNAPSHOT: u8 = b'N';
     /// Inodes of a layer.
     pub const INODE: u8 = b'I';
     /// Names of a layer.

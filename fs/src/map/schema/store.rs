@@ -167,6 +167,43 @@ impl QuotaRecord {
     }
 }
 
+/// A frozen layer that a fork keeps, under a label; the empty label is what the
+/// fork was made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotRecord {
+    /// The layer.
+    pub layer: LayerId,
+    /// When it was made.
+    pub created: Time,
+}
+
+impl SnapshotRecord {
+    /// The key of one fork's label.
+    pub fn key(fork: ForkId, label: &str) -> Vec<u8> {
+        key(tag::SNAPSHOT, &[&fork.0.to_be_bytes(), label.as_bytes()])
+    }
+    /// As stored.
+    pub fn encode(&self, fork: ForkId, label: &str) -> Record {
+        Writer::new().u64(self.layer.0).time(self.created).seal(Self::key(fork, label))
+    }
+    /// From a stored record: the fork, the label, and the snapshot.
+    pub fn decode(k: &[u8], v: &[u8]) -> Result<(ForkId, String, Self)> {
+        let mut kr = KeyReader::new(k);
+        let (fork, label) = (kr.fork()?, kr.0);
+        let mut r = Reader::open(k, v)?;
+        let label = match String::from_utf8(label.to_vec()) {
+            Ok(label) if label.is_empty() || check_fork_name(&label).is_ok() => label,
+            _ => return r.fail("the label cannot be"),
+        };
+        let record = SnapshotRecord { layer: LayerId(r.u64()?), created: r.time()? };
+        if !(1..LAYER_END).contains(&record.layer.0) {
+            return r.fail("the layer cannot be");
+        }
+        r.end()?;
+        Ok((fork, label, record))
+    }
+}
+
 /// The allocation bitmap of 1024 slots.
 pub struct SlotsRecord;
 
