@@ -153,7 +153,7 @@ impl Client {
 
     /// About one fork.
     pub fn info(&mut self, fork: &str) -> Result<ForkRow> {
-        self.call(&Request::Info { fork: fork.to_string() })
+        self.call(&Request::Info { fork: fork.to_string(), layout: false })
     }
 }
 

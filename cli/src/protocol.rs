@@ -38,6 +38,9 @@ pub enum Request {
     Info {
         /// The fork.
         fork: String,
+        /// Whether to look at how its pages lie, which takes a moment.
+        #[serde(default)]
+        layout: bool,
     },
     /// Makes an incomplete root fork. -> [`Created`]
     Create(CreateSpec),
@@ -160,6 +163,9 @@ pub struct ForkRow {
     pub used_bytes: u64,
     /// Sum of its files' sizes.
     pub logical_bytes: u64,
+    /// Pages of its files, and the pieces that they lie in; only for one fork.
+    #[serde(default)]
+    pub layout: Option<(u64, u64)>,
     /// The base below it.
     pub base: Option<PathBuf>,
     /// Why it accepts nothing any more.

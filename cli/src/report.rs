@@ -51,6 +51,12 @@ pub struct ForkReport {
     pub used_bytes: u64,
     /// Sum of its files' sizes.
     pub logical_bytes: u64,
+    /// Pages in delta files, of the first 32 GiB of them; only with `show`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pages: Option<u64>,
+    /// Pieces that they lie in: pages that follow each other in the file and on the disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pieces: Option<u64>,
     /// Layers from its head down to its root.
     pub depth: u32,
     /// The directory it uses in place.
@@ -87,6 +93,8 @@ impl ForkReport {
             quota_bytes: row.quota_bytes,
             used_bytes: row.used_bytes,
             logical_bytes: row.logical_bytes,
+            pages: row.layout.map(|(pages, _)| pages),
+            pieces: row.layout.map(|(_, pieces)| pieces),
             depth: row.depth,
             base: row.base.clone(),
             run_as: row.meta.run_as.clone(),
@@ -101,6 +109,17 @@ impl ForkReport {
         match self.quota_bytes {
             Some(quota) => format!("{} of {}", bytes_text(self.used_bytes), bytes_text(quota)),
             None => "-".into(),
+        }
+    }
+
+    /// How long the pieces are that its pages lie in.
+    fn layout_text(&self) -> String {
+        match (self.pages, self.pieces) {
+            (Some(pages @ 1..), Some(pieces @ 1..)) => {
+                let piece = pages * 8192 / pieces;
+                format!("{pages} pages in {pieces} pieces of {} on average", bytes_text(piece))
+            }
+            _ => "no pages".into(),
         }
     }
 
@@ -147,6 +166,7 @@ impl Report for ForkReport {
             ("quota", Cell::plain(self.quota_text())),
             ("size", Cell::plain(bytes_text(self.logical_bytes))),
             ("depth", Cell::plain(self.depth.to_string())),
+            ("layout", Cell::plain(self.layout_text())),
         ]);
         pairs(&rows)
     }
@@ -630,6 +650,7 @@ mod tests {
             quota_bytes: None,
             used_bytes: 0,
             logical_bytes: 1 << 30,
+            layout: None,
             base: None,
             fault: None,
             base_changed: false,

@@ -16,6 +16,8 @@ pub enum Op {
     },
     /// Merge all layers that can be.
     Collect,
+    /// Write scattered pages together.
+    Sort,
     Snapshot {
         fork: u8,
         label: u8,

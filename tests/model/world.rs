@@ -33,6 +33,7 @@ pub fn living_op() -> impl Strategy<Value = Op> {
         1 => (0u8..8).prop_map(|fork| Op::Remove { fork }),
         1 => Just(Op::Seal),
         2 => Just(Op::Collect),
+        2 => Just(Op::Sort),
         4 => snapshot_op(),
         1 => Just(Op::Restart),
     ]
@@ -200,6 +201,7 @@ impl Rig {
             // Only when it is asked for, and in many steps.
             merge: false,
             merge_step_records: 2,
+            sort_pages_min: 2,
             ..Options::default()
         };
         Store::open_parts(parts, options, None)
@@ -255,6 +257,9 @@ impl World {
                 self.store.seal_at_rest(std::time::Duration::ZERO)?;
             }
             Op::Collect => self.store.collect_all()?,
+            Op::Sort => {
+                self.store.sort_all()?;
+            }
             Op::Restart => return self.restart(),
             Op::Kill => self.recover(self.rig.crash(512, &mut || true)),
             Op::Crash => {

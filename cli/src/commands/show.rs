@@ -3,11 +3,12 @@
 use super::Context;
 use crate::args::Show;
 use crate::error::Result;
+use crate::protocol::{ForkRow, Request};
 use crate::report::PathReport;
 
 /// Shows everything about one fork.
 pub fn run(context: &Context, args: &Show) -> Result<()> {
-    let row = context.client()?.info(&args.fork)?;
+    let row: ForkRow = context.client()?.call(&Request::Info { fork: args.fork.clone(), layout: true })?;
     context.ui.print(&context.report(&row))
 }
 

@@ -145,7 +145,9 @@ impl Daemon {
             Request::Hello => reply(Ok(self.hello())),
             Request::Status => reply(self.status()),
             Request::List => reply(self.list()),
-            Request::Info { fork } => reply(self.info(&fork)),
+            Request::Info { fork, layout } => {
+                reply(self.info(&fork).map(|row| if layout { self.with_layout(row) } else { row }))
+            }
             Request::Create(spec) => {
                 let result = self.create(&spec);
                 if result.is_ok() {
@@ -251,6 +253,12 @@ impl Daemon {
         self.row(&info)
     }
 
+    fn with_layout(&self, row: ForkRow) -> ForkRow {
+        // One whose block map is damaged is shown as well.
+        let layout = self.store.layout(&row.name).ok();
+        ForkRow { layout: layout.map(|layout| (layout.pages, layout.pieces)), ..row }
+    }
+
     fn row(&self, info: &ForkInfo) -> Result<ForkRow> {
         let created = jiff::Timestamp::try_from(info.created_at).map_err(|e| {
             Error::new(Kind::Failed, "a fork's time of creation is out of range").cause(e.to_string())
@@ -265,6 +273,7 @@ impl Daemon {
             quota_bytes: info.quota_bytes,
             used_bytes: info.used_bytes,
             logical_bytes: info.logical_bytes,
+            layout: None,
             base: info.base.clone(),
             fault: info.fault.clone(),
             base_changed: info.base_changed,

@@ -143,6 +143,23 @@ impl Delta {
         }
     }
 
+    /// Free slots next to each other for `pages` new pages that nobody waits for;
+    /// the first of them.
+    pub fn take_run(&self, pages: u32) -> Result<Slot> {
+        let mut space = self.space.lock();
+        if self.account.left(space.live_bytes(), Need::New) < u64::from(pages) * BLOCK_BYTES {
+            return Err(Error::Quota);
+        }
+        // Growth comes in smaller steps while the file is small.
+        for _ in 0..=pages.div_ceil(GROW_MIN_SLOTS) {
+            if let Some(index) = space.take_run(pages) {
+                return Ok(Slot::new(self.id, index));
+            }
+            self.grow(&mut space, Need::New)?;
+        }
+        Err(Error::NoSpace)
+    }
+
     fn grow(&self, space: &mut SlotSpace, need: Need) -> Result<()> {
         let file = self.file_for_growth()?;
         if space.host_slots() == 0 {

@@ -159,6 +159,20 @@ impl SlotSpace {
         Some(start)
     }
 
+    /// Free slots next to each other, `want` of them.
+    pub fn take_run(&mut self, want: u32) -> Option<u32> {
+        let cursor = self.cursor;
+        let (start, len) = self.find(want)?;
+        if len < want {
+            self.cursor = cursor;
+            return None;
+        }
+        for index in start..start + len {
+            self.live.set(index, 1);
+        }
+        Some(start)
+    }
+
     /// Ends the run of a file that is no longer written.
     pub fn end_run(&mut self, file: FileId) {
         if let Some(run) = self.runs.remove(&file) {

@@ -152,7 +152,7 @@ impl Store {
             task
         };
         let pause = match task {
-            None => return store.freeze_heads_in_time(),
+            None => return store.idle_round(),
             Some(Task::Drop(layer)) => store.drop_task(layer),
             Some(Task::Merge(pair)) => store.merge_task(pair),
         };
@@ -233,6 +233,24 @@ impl Store {
         let mut work = self.background.state.lock();
         work.look |= self.core.options.merge;
         self.background.wake.notify_all();
+    }
+
+    /// What there is to do when nothing is queued.
+    fn idle_round(&self) {
+        self.freeze_heads_in_time();
+        let commits = self.core.commits.load(Ordering::Relaxed);
+        let mut cursor = {
+            let mut work = self.background.state.lock();
+            let quiet =
+                work.commits_seen == commits && self.core.delta_room.dirty_bytes.load(Ordering::Relaxed) == 0;
+            work.commits_seen = commits;
+            if work.stop || work.look || !quiet || !self.core.options.merge {
+                return;
+            }
+            work.sort
+        };
+        self.sort_in_background(&mut cursor);
+        self.background.state.lock().sort = cursor;
     }
 
     /// Freezes the head layers that hide enough of a layer which only they stand

@@ -17,6 +17,7 @@ mod paths;
 mod quota;
 mod read;
 mod rest;
+mod sort;
 mod store;
 mod write;
 
@@ -24,6 +25,7 @@ pub use branch::{Edit, ForkReport, ResetTo, SnapshotInfo};
 pub use check::{check_closed, repair_closed};
 pub use fork::Fork;
 pub use info::{ForkInfo, Space, Status};
+pub use sort::Layout;
 pub use store::{Parts, Store};
 
 /// How a store is opened.
@@ -39,9 +41,11 @@ pub struct Options {
     pub keep_free_bytes: u64,
     /// A WAL segment gets its CRCs when nobody has written to it for that long.
     pub seal_after: Duration,
-    /// Whether layers are merged in the background; if not,
-    /// [`Store::collect_all`] does it.
+    /// Whether layers are merged and files sorted in the background; if not,
+    /// [`Store::collect_all`] and [`Store::sort_all`] do it.
     pub merge: bool,
+    /// A stretch of a file with fewer pages is not sorted.
+    pub sort_pages_min: u32,
     /// Records of the block map that one step of merging moves, about.
     pub merge_step_records: usize,
 }
@@ -54,6 +58,7 @@ impl Default for Options {
             keep_free_bytes: 0,
             seal_after: Duration::from_secs(10),
             merge: true,
+            sort_pages_min: 32,
             merge_step_records: 1024,
         }
     }

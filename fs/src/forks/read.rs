@@ -140,7 +140,7 @@ impl Fork {
         Ok(bad.map(|i| (i, format!("block {} of base file {}", block + i, base.path().display()))))
     }
 
-    fn fetch_slots(&self, first: Slot, crcs: &[u32], buf: &mut [u8]) -> Result<Option<u32>> {
+    pub(super) fn fetch_slots(&self, first: Slot, crcs: &[u32], buf: &mut [u8]) -> Result<Option<u32>> {
         let delta = self.core.delta(first.delta());
         let slot = |i: usize| Slot(first.0 + i as u64);
         let mut i = 0;

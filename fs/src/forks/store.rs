@@ -42,6 +42,7 @@ use super::Options;
 use super::core::{Core, Ids, LayerInfo};
 use super::fork::{Fork, Head};
 use super::merge::Pair;
+use super::sort::Cursor;
 
 const MAGIC: &[u8; 8] = b"pgcowfs\n";
 const STORE_FILE: &str = "STORE";
@@ -129,6 +130,10 @@ pub(super) struct Work {
     pub look: bool,
     /// Lower layers whose merging has failed in a way that lasts.
     pub stuck: HashSet<LayerId>,
+    /// Commits there had been when it was last asked whether the store is idle.
+    pub commits_seen: u64,
+    /// Where the sorting of files goes on.
+    pub sort: Cursor,
     /// When it was last asked which head layers should be frozen.
     pub heads_looked_at: Option<Instant>,
     /// Somebody waits for the end of the work: it makes way for nobody.

@@ -23,14 +23,14 @@ use super::fork::{Fork, Head, Staged};
 const STAGED_MAX: usize = 1024;
 
 /// A whole block, ready to be placed.
-struct Ready {
-    block: BlockNo,
+pub(super) struct Ready {
+    pub block: BlockNo,
     page: Arc<Page>,
     crc: u32,
 }
 
 impl Ready {
-    fn new(block: BlockNo, page: Arc<Page>) -> Self {
+    pub fn new(block: BlockNo, page: Arc<Page>) -> Self {
         let crc = crc32fast::hash(&page[..]);
         Ready { block, page, crc }
     }
@@ -244,32 +244,45 @@ impl Fork {
             };
             slots.push((slot, reused.is_none()));
         }
-        let layer = head.owner_layer(file);
-        let orphan = head.is_orphan(file);
         for (one, (slot, new)) in ready.iter().zip(slots) {
-            // What was staged of the block is older, and must not come back.
-            head.staged.remove(&(file, one.block));
-            delta.put(slot, one.page.clone());
-            let entry = Entry { slot, crc: one.crc };
-            let removed = head.table_mut(file)?.tree.set(one.block, entry, layer);
-            if orphan {
-                if let (true, Some(old)) = (new, removed.filter(|r| r.owned)) {
-                    head.pending.unused.push(old.slot);
-                }
-                continue;
-            }
-            if new {
-                head.pending.add(slot);
-                match removed {
-                    Some(old) if old.owned => head.pending.release(old.slot),
-                    older => {
-                        head.pages += 1;
-                        head.hidden += u64::from(older.is_some());
-                    }
-                }
-            }
-            head.pending.file(file).blocks.insert(one.block);
+            self.enter(head, file, delta, slot, new, one)?;
         }
+        Ok(())
+    }
+
+    /// Puts one block into a slot: a new one, or one that it may overwrite.
+    pub(super) fn enter(
+        &self,
+        head: &mut Head,
+        file: FileId,
+        delta: &Arc<Delta>,
+        slot: Slot,
+        new: bool,
+        one: &Ready,
+    ) -> Result<()> {
+        // What was staged of the block is older, and must not come back.
+        head.staged.remove(&(file, one.block));
+        delta.put(slot, one.page.clone());
+        let entry = Entry { slot, crc: one.crc };
+        let layer = head.owner_layer(file);
+        let removed = head.table_mut(file)?.tree.set(one.block, entry, layer);
+        if head.is_orphan(file) {
+            if let (true, Some(old)) = (new, removed.filter(|r| r.owned)) {
+                head.pending.unused.push(old.slot);
+            }
+            return Ok(());
+        }
+        if new {
+            head.pending.add(slot);
+            match removed {
+                Some(old) if old.owned => head.pending.release(old.slot),
+                older => {
+                    head.pages += 1;
+                    head.hidden += u64::from(older.is_some());
+                }
+            }
+        }
+        head.pending.file(file).blocks.insert(one.block);
         Ok(())
     }
 
@@ -280,7 +293,7 @@ impl Fork {
     }
 
     /// Makes the file's page table the fork's own, to be changed.
-    fn own_table(&self, head: &mut Head, file: FileId) -> Result<()> {
+    pub(super) fn own_table(&self, head: &mut Head, file: FileId) -> Result<()> {
         let loaded = match &head.inode(file)?.body {
             Body::Pages(pages) => match &pages.table {
                 Table::Loaded(_) => return Ok(()),
@@ -295,7 +308,7 @@ impl Fork {
         Ok(())
     }
 
-    fn table<'a>(&self, head: &'a Head, file: FileId) -> Result<&'a PageTable> {
+    pub(super) fn table<'a>(&self, head: &'a Head, file: FileId) -> Result<&'a PageTable> {
         match &head.inode(file)?.body {
             Body::Pages(pages) => {
                 pages.loaded().ok_or_else(|| Error::Map("a page table is not loaded".into()))
