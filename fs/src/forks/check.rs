@@ -1,21 +1,17 @@
-//! Check and scrub of a store that is open, and of one that cannot be.
+//! Check and scrub of a store that is open.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::base::BaseFile;
 use crate::block::{BLOCK_SIZE, BlockNo};
 use crate::check::scrub::{Options, Progress, Tell, scrub};
-use crate::check::{self, Finding, HostName, Kind, Locator, Report, Stored};
-use crate::device::HostDevice;
+use crate::check::{self, Finding, HostName, Locator, Report, Stored};
 use crate::error::{Error, Result};
 use crate::ids::FileId;
 use crate::layer::{Body, Pages};
-use crate::map::Map;
-use crate::map::rocks::RocksMap;
 use crate::seal;
 
-use super::store::{Store, read_store_file, take_lock};
+use super::store::Store;
 
 /// Blocks of a base that are read at a time.
 const BASE_READ_BLOCKS: u32 = 128;
@@ -143,70 +139,5 @@ impl Store {
         fork.sync_all()?;
         log::warn!("fork {name:?}, {path}, block {block}: restored; {what}");
         Ok(what)
-    }
-}
-
-/// Checks a store that nobody has open, also one that cannot be opened; with
-/// `options`, scrubs it too. Nothing is changed.
-pub fn check_closed(
-    dir: &Path,
-    options: Option<&Options>,
-    tell: &mut Tell<'_>,
-) -> Result<(Report, Progress)> {
-    let mut report = Report::default();
-    if let Err(e) = read_store_file(dir) {
-        report.findings.push(Finding {
-            next_step: "bring the file STORE (32 bytes) back from a copy of the store".into(),
-            ..damaged(Kind::HostFile, e.to_string())
-        });
-    }
-    let _lock = take_lock(dir)?;
-    let map = match RocksMap::open_to_read(&dir.join("map")) {
-        Ok(map) => map,
-        Err(e) => {
-            report.findings.push(damaged(Kind::Map, e.to_string()));
-            return Ok((report, Progress::default()));
-        }
-    };
-    if let Err(e) = RocksMap::check_complete(&dir.join("map")) {
-        report.findings.push(damaged(Kind::Map, e.to_string()));
-    }
-    let (delta, inplace) = (HostDevice::new(&dir.join("delta")), HostDevice::new(&dir.join("inplace")));
-    let stored = Stored { map: &map, delta: &delta, inplace: &inplace, in_use: &|_| false };
-    let found = check::check(&stored, &mut || true)?;
-    let before = std::mem::replace(&mut report, found);
-    report.findings.extend(before.findings);
-    let mut progress = Progress::default();
-    if let Some(options) = options {
-        let mut tell = |progress: &Progress| tell(progress);
-        let (findings, done) = scrub(&stored, options, &mut tell)?;
-        report.findings.extend(findings);
-        progress = done;
-    }
-    map.close()?;
-    Ok((report, progress))
-}
-
-/// Counts anew what can be counted, in a store that nobody has open. Returns the
-/// number of records that were changed.
-pub fn repair_closed(dir: &Path) -> Result<u64> {
-    read_store_file(dir)?;
-    let _lock = take_lock(dir)?;
-    let map = RocksMap::open(&dir.join("map"), false)?;
-    let changed = check::repair::repair(&map)?;
-    map.close()?;
-    Ok(changed)
-}
-
-fn damaged(kind: Kind, message: String) -> Finding {
-    Finding {
-        kind,
-        message,
-        forks: Vec::new(),
-        path: None,
-        block: None,
-        next_step: "bring the store's map/ back from a copy of the store, together with delta/ and inplace/"
-            .into(),
-        repairable: false,
     }
 }

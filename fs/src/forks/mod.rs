@@ -7,6 +7,8 @@ mod check;
 mod commit;
 mod copy;
 mod core;
+#[cfg(feature = "rocks")]
+mod directory;
 mod fork;
 mod gc;
 mod info;
@@ -19,10 +21,12 @@ mod read;
 mod rest;
 mod sort;
 mod store;
+pub mod store_file;
 mod write;
 
 pub use branch::{Edit, ForkReport, ResetTo, SnapshotInfo};
-pub use check::{check_closed, repair_closed};
+#[cfg(feature = "rocks")]
+pub use directory::{check_closed, repair_closed};
 pub use fork::Fork;
 pub use info::{ForkInfo, Space, Status};
 pub use sort::Layout;

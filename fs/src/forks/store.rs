@@ -11,7 +11,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,15 +24,14 @@ use crate::class::Class;
 use crate::delta::account::{Need, Room};
 use crate::delta::grace::Grace;
 use crate::delta::{self, Delta};
-use crate::device::{self, Device, HostDevice};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ForkId, LayerId};
 use crate::inplace::{Extents, HostFiles, Source, resolve_after_crash};
 use crate::layer::{Body, State, load};
-use crate::map::rocks::RocksMap;
 use crate::map::schema::{
-    Counters, ExtentsRecord, ForkRecord, LayerRecord, QuotaRecord, STORE_VERSION, SharedRecord, SlotsRecord,
-    SnapshotRecord, tag,
+    Counters, ExtentsRecord, ForkRecord, LayerRecord, QuotaRecord, SharedRecord, SlotsRecord, SnapshotRecord,
+    tag,
 };
 use crate::map::{Batch, Map, prefix_end};
 use crate::seal::Seals;
@@ -43,11 +41,6 @@ use super::core::{Core, Ids, LayerInfo};
 use super::fork::{Fork, Head};
 use super::merge::Pair;
 use super::sort::Cursor;
-
-const MAGIC: &[u8; 8] = b"pgcowfs\n";
-const STORE_FILE: &str = "STORE";
-const LOCK_FILE: &str = "LOCK";
-const STORE_FILE_BYTES: usize = 32;
 
 /// What a store is made of; the tests put parts in memory in here.
 pub struct Parts {
@@ -143,147 +136,7 @@ pub(super) struct Work {
     pub stop: bool,
 }
 
-fn bad_store(path: &Path, reason: impl Into<String>) -> Error {
-    Error::BadStore { path: path.to_path_buf(), reason: reason.into() }
-}
-
-fn encode_store_file(id: &[u8; 16]) -> [u8; STORE_FILE_BYTES] {
-    let mut bytes = [0; STORE_FILE_BYTES];
-    bytes[..8].copy_from_slice(MAGIC);
-    bytes[8..12].copy_from_slice(&STORE_VERSION.to_le_bytes());
-    bytes[12..28].copy_from_slice(id);
-    let crc = crc32fast::hash(&bytes[..28]);
-    bytes[28..].copy_from_slice(&crc.to_le_bytes());
-    bytes
-}
-
-/// The id of the store, and the version of its format, which is known.
-pub(super) fn read_store_file(dir: &Path) -> Result<([u8; 16], u32)> {
-    let path = dir.join(STORE_FILE);
-    let read = || {
-        use std::os::unix::fs::OpenOptionsExt;
-        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path)?;
-        let mut bytes = Vec::new();
-        // One more than it has, to tell a longer one.
-        file.take(STORE_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).map(|_| bytes)
-    };
-    let bytes = match read() {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && dir.is_dir() => {
-            return Err(bad_store(dir, "this directory is not a pgcowfs store: it has no STORE file"));
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(bad_store(dir, "there is no store here"));
-        }
-        Err(e) => return Err(bad_store(&path, e.to_string())),
-    };
-    let (Some(head), Some(version)) = (bytes.first_chunk::<8>(), bytes.get(8..12)) else {
-        return Err(bad_store(&path, "it is too short to be a STORE file"));
-    };
-    if head != MAGIC {
-        return Err(bad_store(&path, "it is not a STORE file"));
-    }
-    let version = version.iter().rev().fold(0u32, |n, &b| n << 8 | u32::from(b));
-    if !(1..=STORE_VERSION).contains(&version) {
-        return Err(bad_store(
-            dir,
-            format!(
-                "the store has format {version}, written by a newer program; this one knows formats up to {STORE_VERSION}"
-            ),
-        ));
-    }
-    let intact =
-        bytes.len() == STORE_FILE_BYTES && bytes[28..] == crc32fast::hash(&bytes[..28]).to_le_bytes();
-    match bytes.get(12..28).and_then(|id| id.try_into().ok()) {
-        Some(id) if intact => Ok((id, version)),
-        _ => Err(bad_store(&path, "it is damaged")),
-    }
-}
-
-/// Writes the `STORE` file of this format, in one step.
-fn write_store_file(dir: &Path, id: &[u8; 16]) -> Result<()> {
-    let temporary = dir.join("STORE.tmp");
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(&encode_store_file(id))?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, dir.join(STORE_FILE))?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(|e| Error::io("writing STORE", e))
-}
-
-fn random_id() -> Result<[u8; 16]> {
-    let mut id = [0; 16];
-    File::open("/dev/urandom")
-        .and_then(|mut f| f.read_exact(&mut id))
-        .map_err(|e| Error::io("reading /dev/urandom", e))?;
-    Ok(id)
-}
-
 impl Store {
-    /// Makes a new, empty store in `dir`, which must be empty or not exist.
-    pub fn init(dir: &Path) -> Result<()> {
-        let io = |what: &str| {
-            let context = format!("{what} {}", dir.display());
-            move |e| Error::io(context, e)
-        };
-        if dir.join(STORE_FILE).exists() {
-            return Err(bad_store(dir, "there is a store here already"));
-        }
-        let existed = dir.is_dir();
-        if existed && std::fs::read_dir(dir).map_err(io("reading"))?.next().is_some() {
-            return Err(bad_store(dir, "the directory is not empty"));
-        }
-        std::fs::create_dir_all(dir).map_err(io("making"))?;
-        let made = Self::fill(dir);
-        if made.is_err() {
-            // What was made here is removed again; the error is what counts.
-            for part in ["map", "delta", "inplace"] {
-                let _ = std::fs::remove_dir_all(dir.join(part));
-            }
-            let _ = std::fs::remove_file(dir.join("STORE.tmp"));
-            if !existed {
-                let _ = std::fs::remove_dir(dir);
-            }
-        }
-        made
-    }
-
-    fn fill(dir: &Path) -> Result<()> {
-        let io = |what: &'static str| move |e| Error::io(what, e);
-        for part in ["map", "delta", "inplace"] {
-            std::fs::create_dir(dir.join(part)).map_err(io("making the store's directories"))?;
-        }
-        let map = RocksMap::open(&dir.join("map"), true)?;
-        let mut batch = Batch::default();
-        batch.put(Counters { file: FileId::ROOT.0, ..Counters::default() }.encode());
-        map.commit(&batch)?;
-        map.close()?;
-        // The STORE file comes last: without it there is no store.
-        write_store_file(dir, &random_id()?)
-    }
-
-    /// Opens the store in `dir` and takes its lock. What a crash has left
-    /// undone is undone; what was durable is there.
-    pub fn open(dir: &Path, options: Options) -> Result<Arc<Store>> {
-        let (id, version) = read_store_file(dir)?;
-        let lock = take_lock(dir)?;
-        if version < STORE_VERSION {
-            // All that older formats have means the same in this one.
-            log::info!("{}: from format {version} to {STORE_VERSION}", dir.display());
-            write_store_file(dir, &id)?;
-        }
-        let parts = Parts {
-            dir: dir.to_path_buf(),
-            id,
-            map: Arc::new(RocksMap::open(&dir.join("map"), false)?),
-            delta: Arc::new(HostDevice::new(&dir.join("delta"))),
-            inplace: Arc::new(HostDevice::new(&dir.join("inplace"))),
-        };
-        Self::open_parts(parts, options, Some(lock))
-    }
-
     /// Opens a store made of these parts.
     pub fn open_parts(parts: Parts, options: Options, lock: Option<File>) -> Result<Arc<Store>> {
         let map = parts.map;
@@ -747,73 +600,11 @@ fn scan(map: &dyn Map, tag: u8, visit: &mut crate::map::Visit<'_>) -> Result<()>
     map.scan(&[tag], &prefix_end(&[tag]), visit)
 }
 
-pub(super) fn take_lock(dir: &Path) -> Result<File> {
-    let path = dir.join(LOCK_FILE);
-    let context = format!("opening {}", path.display());
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|e| Error::io(context.clone(), e))?;
-    if device::try_lock(&file).is_err() {
-        let mut text = String::new();
-        // The pid is only for the message.
-        let _ = file.read_to_string(&mut text);
-        return Err(Error::StoreBusy { path: dir.to_path_buf(), pid: text.trim().parse().unwrap_or(0) });
-    }
-    file.set_len(0)
-        .and_then(|()| file.seek(SeekFrom::Start(0)))
-        .and_then(|_| writeln!(file, "{}", std::process::id()))
-        .map_err(|e| Error::io(context, e))?;
-    Ok(file)
-}
-
 impl Drop for Store {
     fn drop(&mut self) {
         self.background.state.lock().stop = true;
         self.background.wake.notify_all();
         // The lock goes with its file.
         self.lock.take();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_store_file_has_its_bytes_and_refuses_others() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(STORE_FILE);
-        let bytes = encode_store_file(&[0xab; 16]);
-        assert_eq!(&bytes[..12], b"pgcowfs\n\x02\0\0\0");
-        assert_eq!(bytes[12..28], [0xab; 16]);
-        assert_eq!(u32::from_le_bytes(*bytes.last_chunk().unwrap()), 1_819_349_554);
-        std::fs::write(&path, bytes).unwrap();
-        assert_eq!(read_store_file(dir.path()).unwrap(), ([0xab; 16], 2));
-        let mut older = bytes;
-        older[8] = 1;
-        let crc = crc32fast::hash(&older[..28]);
-        older[28..].copy_from_slice(&crc.to_le_bytes());
-        std::fs::write(&path, older).unwrap();
-        assert_eq!(read_store_file(dir.path()).unwrap(), ([0xab; 16], 1));
-        let refused = |bytes: &[u8]| {
-            std::fs::write(&path, bytes).unwrap();
-            read_store_file(dir.path()).unwrap_err().to_string()
-        };
-        let mut newer = bytes;
-        newer[8] = 3;
-        assert!(refused(&newer).contains("format 3, written by a newer program"));
-        for bit in 12 * 8..STORE_FILE_BYTES * 8 {
-            let mut bad = bytes;
-            bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(refused(&bad).contains("damaged"), "bit {bit}");
-        }
-        assert!(refused(b"short").contains("too short"));
-        assert!(refused(&[0; 32]).contains("not a STORE file"));
-        std::fs::remove_file(&path).unwrap();
-        assert!(read_store_file(dir.path()).unwrap_err().to_string().contains("no STORE file"));
     }
 }

@@ -21,8 +21,8 @@ use crate::error::{Error, Result};
 /// not its own.
 pub const NAME: &str = "COMMITTED";
 const MAGIC: &[u8; 8] = b"pgcowcm1";
-/// All within one sector, which a disk writes wholly or not at all.
-const BYTES: usize = 20;
+/// Its length: all within one sector, which a disk writes wholly or not at all.
+pub const BYTES: usize = 20;
 
 /// The file, kept open.
 pub struct Guard {
@@ -30,7 +30,8 @@ pub struct Guard {
     last: Mutex<u64>,
 }
 
-fn encode(number: u64) -> [u8; BYTES] {
+/// The file with that number in it.
+pub fn encode(number: u64) -> [u8; BYTES] {
     let mut bytes = [0; BYTES];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..16].copy_from_slice(&number.to_le_bytes());
@@ -39,7 +40,8 @@ fn encode(number: u64) -> [u8; BYTES] {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<u64> {
+/// The number in a file; `None` if it is damaged.
+pub fn decode(bytes: &[u8]) -> Option<u64> {
     let number = u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?);
     (bytes == encode(number)).then_some(number)
 }

@@ -55,7 +55,7 @@ fn fragment(bytes: &[u8], at: usize) -> Option<(u8, &[u8])> {
 }
 
 /// Reads a log up to the first record that is not whole.
-fn scan(bytes: &[u8]) -> Contents {
+pub fn scan(bytes: &[u8]) -> Contents {
     let mut found = Contents { len: bytes.len() as u64, ..Contents::default() };
     let mut at = 0;
     let mut head: Option<[u8; 12]> = None;

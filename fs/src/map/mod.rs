@@ -1,15 +1,16 @@
 //! The block map's durable image: ordered keys and values, changed in atomic
 //! batches.
 //!
-//! [`Map`] is all that the rest of the core knows of it. [`rocks::RocksMap`]
+//! [`Map`] is all that the rest of the core knows of it. `rocks::RocksMap`
 //! keeps it in RocksDB; [`mem::MemMap`] keeps it in memory and can crash. Both
 //! pass the same conformance suite.
 
 #[cfg(test)]
 mod golden;
-mod guard;
-mod log_file;
+pub mod guard;
+pub mod log_file;
 pub mod mem;
+#[cfg(feature = "rocks")]
 pub mod rocks;
 pub mod schema;
 
