@@ -1,6 +1,6 @@
 //! Records of a layer: its files, their names, and where their contents lie.
 
-use super::{KeyReader, LAYER_END, Reader, Record, Slot, Time, Writer, file_of_key, file_prefix, key, tag};
+use super::{KeyReader, LAYER_END, Reader, Record, Slot, Time, Writer, file_prefix, key, read_file_key, tag};
 use crate::attr::Kind;
 use crate::block::{BlockNo, MAX_FILE_BYTES};
 use crate::class::{Class, Role};
@@ -95,6 +95,7 @@ impl InodeRecord {
     }
     /// From a stored record; `None` if the layer has removed the file.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<Option<Self>> {
+        read_file_key(k)?;
         let mut r = Reader::open(k, v)?;
         let kind = match r.u8()? {
             0 => {
@@ -283,9 +284,7 @@ impl ExtentsRecord {
     }
     /// From a stored record: the layer, the file, and its host files.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<(LayerId, FileId, Self)> {
-        let mut kr = KeyReader::new(k);
-        let (layer, file) = (kr.layer()?, kr.file()?);
-        kr.end()?;
+        let (layer, file) = read_file_key(k)?;
         let mut r = Reader::open(k, v)?;
         let (runs, tops) = (r.u32()?, r.u32()?);
         let mut rec = ExtentsRecord::default();
@@ -355,7 +354,7 @@ impl BaseFileRecord {
     }
     /// From a stored record.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<(FileId, Self)> {
-        let file = file_of_key(k)?;
+        let (_, file) = read_file_key(k)?;
         let mut r = Reader::open(k, v)?;
         let rec = BaseFileRecord {
             dev: r.u64()?,

@@ -306,6 +306,22 @@ impl<'a> KeyReader<'a> {
     }
 }
 
+/// The layer and the file of a key that has nothing else.
+fn read_file_key(k: &[u8]) -> Result<(LayerId, FileId)> {
+    let mut r = KeyReader::new(k);
+    let place = (r.layer()?, r.file()?);
+    r.end()?;
+    Ok(place)
+}
+
+/// The fork of a key that has nothing else.
+fn read_fork_key(k: &[u8]) -> Result<ForkId> {
+    let mut r = KeyReader::new(k);
+    let id = r.fork()?;
+    r.end()?;
+    Ok(id)
+}
+
 fn key(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|p| p.len()).sum::<usize>());
     key.push(tag);

@@ -2,9 +2,9 @@
 
 use super::{
     KeyReader, LAYER_END, PAGES_END, REFERENCES_END, Reader, Record, SLOT_MAP_BYTES, SLOTS_PER_RECORD, Slot,
-    Time, Writer, key, layer_prefix, tag,
+    Time, Writer, hex, key, layer_prefix, read_fork_key, tag,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{FileId, ForkId, LayerId, check_fork_name};
 
 /// The highest identifiers that may be in use; a restart goes on above them.
@@ -39,6 +39,7 @@ impl Counters {
     }
     /// From a stored record.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<Self> {
+        KeyReader::new(k).end()?;
         let mut r = Reader::open(k, v)?;
         let c = Counters { file: r.u64()?, layer: r.u64()?, fork: r.u32()?, delta: r.u32()?, host: r.u64()? };
         if !(c.file < FileId::END && c.layer < LAYER_END && c.fork < ForkId::END && c.host < LAYER_END) {
@@ -93,12 +94,16 @@ impl ForkRecord {
     }
     /// From a stored record.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<Self> {
-        let id = KeyReader::new(k).fork()?;
+        let id = read_fork_key(k)?;
         let mut r = Reader::open(k, v)?;
         let head = LayerId(r.u64()?);
         let delta = r.u32()?;
         let created = r.time()?;
-        let incomplete = r.u8()? != 0;
+        let incomplete = match r.u8()? {
+            0 => false,
+            1 => true,
+            _ => return r.fail("it is neither complete nor incomplete"),
+        };
         let (name, parent, base) = (r.text()?, r.text()?, r.text()?);
         let meta = r.bytes()?.to_vec();
         if check_fork_name(&name).is_err() || delta == 0 {
@@ -133,7 +138,9 @@ impl LayerRecord {
     }
     /// From a stored record.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<Self> {
-        let id = KeyReader::new(k).layer()?;
+        let mut kr = KeyReader::new(k);
+        let id = kr.layer()?;
+        kr.end()?;
         let mut r = Reader::open(k, v)?;
         let rec = LayerRecord { id, parent: LayerId(r.u64()?), pages: r.u64()?, logical_bytes: r.u64()? };
         if id.0 >= LAYER_END || rec.pages >= PAGES_END {
@@ -159,7 +166,7 @@ impl QuotaRecord {
     }
     /// From a stored record: the fork and its quota in bytes.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<(ForkId, u64)> {
-        let id = KeyReader::new(k).fork()?;
+        let id = read_fork_key(k)?;
         let mut r = Reader::open(k, v)?;
         let bytes = r.u64()?;
         r.end()?;
@@ -245,7 +252,9 @@ impl SharedRecord {
     }
     /// From a stored record.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<(Slot, u32)> {
-        let slot = Slot(KeyReader::new(k).u64()?);
+        let mut kr = KeyReader::new(k);
+        let slot = Slot(kr.u64()?);
+        kr.end()?;
         let mut r = Reader::open(k, v)?;
         let count = r.u32()?;
         if slot.delta() == 0 || !(2..REFERENCES_END).contains(&count) {
@@ -271,7 +280,9 @@ impl HostSealRecord {
     }
     /// From a stored record: the host file and its CRCs.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<(u64, Vec<u32>)> {
-        let host = KeyReader::new(k).u64()?;
+        let mut kr = KeyReader::new(k);
+        let host = kr.u64()?;
+        kr.end()?;
         Ok((host, Reader::open(k, v)?.crcs()?))
     }
 }
@@ -299,7 +310,12 @@ impl BaseSealRecord {
     /// From a stored record: the file, the record's number, and its CRCs.
     pub fn decode(k: &[u8], v: &[u8]) -> Result<(FileId, u32, Vec<u32>)> {
         let mut kr = KeyReader::new(k);
-        let (file, number) = (FileId(kr.u64()?), kr.u32()?);
-        Ok((file, number, Reader::open(k, v)?.crcs()?))
+        let (file, number) = (kr.file()?, kr.u32()?);
+        kr.end()?;
+        let crcs = Reader::open(k, v)?.crcs()?;
+        if crcs.len() > BASE_SEAL_BLOCKS as usize {
+            return Err(Error::Damaged(format!("block map record {}: it has too many CRCs", hex(k))));
+        }
+        Ok((file, number, crcs))
     }
 }
