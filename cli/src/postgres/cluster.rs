@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::pid_file;
 use crate::error::{Context, Error, Kind, Result};
 use crate::proc;
 
@@ -137,9 +138,7 @@ pub fn running(dir: &Path) -> Result<Option<i32>> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).at("read", &path),
     };
-    // A single-user server writes its number negated.
-    let pid = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()).map(i32::abs);
-    Ok(pid.filter(|&pid| {
+    Ok(pid_file::process(&text).filter(|&pid| {
         let there = proc::cwd(pid).map(|cwd| cwd == dir);
         // Another user's process does not show where it works: then its being
         // a PostgreSQL is enough to keep away.
@@ -198,7 +197,7 @@ impl Control {
     /// The layout differs between versions, except for its beginning and for
     /// the run `maxAlign, floatFormat, blcksz`: the constant in the middle of
     /// it is there to be recognised.
-    fn parse(bytes: &[u8]) -> Option<Control> {
+    pub fn parse(bytes: &[u8]) -> Option<Control> {
         const FLOAT_FORMAT: f64 = 1_234_567.0;
         const SHUT_DOWN: u32 = 1;
         const SHUT_DOWN_IN_RECOVERY: u32 = 2;

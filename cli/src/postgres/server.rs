@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::binaries::Binaries;
+use super::pid_file;
 use super::user::OsUser;
 use crate::error::{Context, Error, Kind, Result};
 use crate::proc;
@@ -30,11 +31,11 @@ pub enum State {
 impl State {
     /// From the fork's postmaster.pid. The number in it proves nothing, it may
     /// be another program's by now: the process must work in that directory.
-    pub fn of(pid_file: Option<&str>, pgdata: &Path) -> State {
-        let Some(text) = pid_file else {
+    pub fn of(contents: Option<&str>, pgdata: &Path) -> State {
+        let Some(text) = contents else {
             return State::Stopped;
         };
-        match pid_in(text) {
+        match pid_file::process(text) {
             Some(pid) if serves(pid, pgdata) => State::Running(pid),
             _ => State::Crashed,
         }
@@ -58,17 +59,8 @@ impl State {
     }
 }
 
-fn pid_in(text: &str) -> Option<i32> {
-    text.lines().next()?.trim().parse::<i32>().ok().map(i32::abs)
-}
-
 fn serves(pid: i32, pgdata: &Path) -> bool {
     proc::alive(pid) && proc::cwd(pid).is_some_and(|cwd| cwd == pgdata)
-}
-
-/// Line 8 of postmaster.pid.
-fn status_in(text: &str) -> Option<&str> {
-    text.lines().nth(7).map(str::trim)
 }
 
 /// How to start a server.
@@ -99,7 +91,7 @@ pub fn start(start: &Start, ui: &Ui) -> Result<Duration> {
     let mut log = open_log(start)?;
     let log_begin = log.seek(SeekFrom::End(0)).at("read", start.log)?;
     let mut child = spawn(start, &log)?;
-    let pid_file = start.pgdata.join("postmaster.pid");
+    let pid_path = start.pgdata.join("postmaster.pid");
     let mut waiting = ui.waiting();
     let mut ended = None;
     let ready = proc::wait_until(start.timeout, || {
@@ -111,9 +103,9 @@ pub fn start(start: &Start, ui: &Ui) -> Result<Duration> {
             let last = log_since(start.log, log_begin).lines().last().unwrap_or_default().to_string();
             format!("waiting for {}: {last}", start.fork)
         });
-        fs::read_to_string(&pid_file).is_ok_and(|text| {
-            pid_in(&text) == i32::try_from(child.id()).ok()
-                && matches!(status_in(&text), Some("ready" | "standby"))
+        fs::read_to_string(&pid_path).is_ok_and(|text| {
+            pid_file::process(&text) == i32::try_from(child.id()).ok()
+                && matches!(pid_file::status(&text), Some("ready" | "standby"))
         })
     });
     drop(waiting);
@@ -325,13 +317,6 @@ mod tests {
         for text in [&format!("{me}\n/elsewhere\n"), "", "12", &format!("{me}\n"), "\0\0\0\0"] {
             assert!(!is_held(text), "{text:?}");
         }
-    }
-
-    #[test]
-    fn reads_the_status_line() {
-        let text = "12\n/d\n1700000000\n6000\n/s\nlocalhost\n 123 456\nready   \n";
-        assert_eq!((pid_in(text), status_in(text)), (Some(12), Some("ready")));
-        assert_eq!(status_in("12\n/d\n"), None);
     }
 
     #[test]
