@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 
 const BLOCK: usize = 32 << 10;
 const HEADER: usize = 7;
+/// The numbers at the beginning of a batch.
+const HEAD: usize = 12;
 const FULL: u8 = 1;
 const FIRST: u8 = 2;
 const MIDDLE: u8 = 3;
@@ -58,7 +60,8 @@ fn fragment(bytes: &[u8], at: usize) -> Option<(u8, &[u8])> {
 pub fn scan(bytes: &[u8]) -> Contents {
     let mut found = Contents { len: bytes.len() as u64, ..Contents::default() };
     let mut at = 0;
-    let mut head: Option<[u8; 12]> = None;
+    // The beginning of the record: its first fragment may have less of it.
+    let mut head: Vec<u8> = Vec::with_capacity(HEAD);
     let mut inside = false;
     loop {
         let rest = BLOCK - at % BLOCK;
@@ -78,13 +81,14 @@ pub fn scan(bytes: &[u8]) -> Contents {
             return found;
         }
         if begins {
-            head = contents.first_chunk::<12>().copied();
+            head.clear();
         }
+        head.extend(contents.iter().take(HEAD - head.len()));
         at += HEADER + contents.len();
         inside = matches!(kind, FIRST | MIDDLE);
         if !inside {
             found.end = at as u64;
-            if let Some(head) = head {
+            if head.len() == HEAD {
                 let number = head[..8].iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
                 let count = head[8..].iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
                 found.last_change = number.saturating_add(count).saturating_sub(1);
@@ -195,6 +199,16 @@ mod tests {
                 len: bytes.len() as u64,
             };
             assert_eq!(scan(&bytes), want, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn a_batch_may_begin_in_the_last_bytes_of_a_block() {
+        for room in 0..30 {
+            let first = BLOCK - HEADER - HEAD - (HEADER + room);
+            let bytes = log(&[first, 300]);
+            assert!(bytes.len() > BLOCK, "it goes over the block's end");
+            assert_eq!(scan(&bytes).last_change, 2, "with {room} bytes there");
         }
     }
 
