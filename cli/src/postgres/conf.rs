@@ -97,9 +97,11 @@ fn unquote(text: &str) -> Option<String> {
     }
 }
 
-/// A value in quotes, as `ALTER SYSTEM` writes it.
+/// A value in quotes, as `ALTER SYSTEM` writes it; a quoted text ends with its
+/// line, so ends of lines are written as escapes.
 pub fn quote(value: &str) -> String {
-    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
+    let text = value.replace('\\', "\\\\").replace('\'', "''");
+    format!("'{}'", text.replace('\n', "\\n").replace('\r', "\\r"))
 }
 
 /// The settings of one file, in order.
@@ -277,6 +279,18 @@ mod tests {
         for value in ["", "a", "it's", r"C:\x", "with # and =", "ü"] {
             assert_eq!(entry(&format!("x = {}", quote(value))), some("x", value));
         }
+    }
+
+    /// A path may have an end of line in it, and must not become a setting.
+    #[test]
+    fn a_value_stays_on_its_line() {
+        let value = "/m/a\nfsync = off\r\n/b\r";
+        let quoted = format!("x = {}", quote(value));
+        assert_eq!((entry(&quoted), quoted.lines().count()), (some("x", value), 1));
+        let text = set_all("a = 1\n", &[("log_directory".into(), value.into())]);
+        assert_eq!(entries(&text).map(|e| e.name).collect::<Vec<_>>(), ["a", "log_directory"]);
+        let text = edit("include 'x'", |_| Edit::Set(value.into()));
+        assert_eq!(entries(&text).map(|e| e.value).collect::<Vec<_>>(), [value]);
     }
 
     #[test]
