@@ -70,7 +70,11 @@ fn unquote(text: &str) -> Option<String> {
                 chars.next();
                 out.push('\'');
             }
-            '\'' => return Some(out),
+            '\'' => {
+                // To PostgreSQL it is a text of C.
+                out.truncate(out.find('\0').unwrap_or(out.len()));
+                return Some(out);
+            }
             '\\' => match chars.next()? {
                 'b' => out.push('\x08'),
                 'f' => out.push('\x0c'),
@@ -267,6 +271,8 @@ mod tests {
         assert_eq!(entry("a = 'it''s' # c"), some("a", "it's"));
         assert_eq!(entry(r"a = 'x\\y\'z\101'"), some("a", r"x\y'zA"));
         assert_eq!(entry("cron.x = ''"), some("cron.x", ""));
+        assert_eq!(entry("a = 'b\0c' # c"), some("a", "b"), "a byte 0 ends it");
+        assert_eq!(entry(r"a = 'b\000c'"), some("a", "b"), "written as an escape, too");
         assert_eq!(entry("include_dir 'conf.d'"), some("include_dir", "conf.d"));
         assert_eq!(entry("shared_buffers = 128MB\r\n"), some("shared_buffers", "128MB"));
         for nothing in ["", "# port = 1", "   ", "= 3", "port =", "a = 'open", "1x = 2"] {
