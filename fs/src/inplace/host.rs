@@ -247,7 +247,7 @@ impl HostFiles {
 
     fn make_patterned(self: &Arc<Self>, blocks: u32, whose: Option<(&Delta, Need)>) -> Result<Arc<HostFile>> {
         let host = self.create()?;
-        let page: Vec<u8> = self.pattern.iter().copied().cycle().take(64 * BLOCK_SIZE).collect();
+        let page = self.pattern.repeat(64 * BLOCK_SIZE / SECTOR);
         // All of it before the first byte: a refusal costs nothing then.
         host.reserve(u64::from(blocks) * BLOCK_BYTES, whose)?;
         let mut at = 0;
