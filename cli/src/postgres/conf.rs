@@ -38,22 +38,27 @@ pub enum Edit {
     Set(String),
 }
 
+/// PostgreSQL knows no other blanks: a no-break space is a letter.
+fn is_blank(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\r' | '\n')
+}
+
 /// The setting in a line; None for a blank line, a comment, or something that
 /// PostgreSQL itself will complain about.
 pub fn parse_line(line: &str) -> Option<Entry> {
-    let line = line.trim_start();
+    let line = line.trim_start_matches(is_blank);
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '$') || !c.is_ascii();
     let end = line.find(|c| !is_name(c)).unwrap_or(line.len());
     let (name, rest) = line.split_at(end);
     if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
         return None;
     }
-    let rest = rest.trim_start();
-    let rest = rest.strip_prefix('=').unwrap_or(rest).trim_start();
+    let rest = rest.trim_start_matches(is_blank);
+    let rest = rest.strip_prefix('=').unwrap_or(rest).trim_start_matches(is_blank);
     let value = match rest.strip_prefix('\'') {
         Some(quoted) => unquote(quoted)?,
         None => {
-            let end = rest.find(|c: char| c.is_whitespace() || c == '#').unwrap_or(rest.len());
+            let end = rest.find(|c: char| is_blank(c) || c == '#').unwrap_or(rest.len());
             rest[..end].to_string()
         }
     };
@@ -275,6 +280,7 @@ mod tests {
         assert_eq!(entry(r"a = 'b\000c'"), some("a", "b"), "written as an escape, too");
         assert_eq!(entry("include_dir 'conf.d'"), some("include_dir", "conf.d"));
         assert_eq!(entry("shared_buffers = 128MB\r\n"), some("shared_buffers", "128MB"));
+        assert_eq!(entry("a =\u{a0}b"), some("a", "\u{a0}b"), "which is no blank");
         for nothing in ["", "# port = 1", "   ", "= 3", "port =", "a = 'open", "1x = 2"] {
             assert_eq!(entry(nothing), None, "{nothing:?}");
         }
