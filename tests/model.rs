@@ -12,6 +12,8 @@ mod files;
 mod ops;
 #[path = "model/points.rs"]
 mod points;
+#[path = "model/strategies.rs"]
+mod strategies;
 #[path = "model/world.rs"]
 mod world;
 
@@ -20,7 +22,8 @@ use proptest::test_runner::TestRunner;
 
 use files::B;
 use points::{Tried, count_points, crash_everywhere, run_with_failure};
-use world::{Op, World, living_op, op, wal_op};
+use strategies::{living_op, op, wal_op};
+use world::{Op, World};
 
 fn config(cases: u32) -> ProptestConfig {
     let asked = std::env::var("PGCOWFS_MODEL_CASES").ok();
