@@ -13,6 +13,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use hostile::{Chance, honest, make_base, mutate, records, use_store};
+use pgcowfs::check::{self, Stored};
+use pgcowfs::map::schema::{BaseFileRecord, layer_of_key, tag};
 use pgcowfs::map::{Batch, Map};
 
 /// The stores tried; `PGCOWFS_TEST_ROUNDS` times as many in a long run.
@@ -86,4 +88,24 @@ fn any_record_may_say_anything() {
     }
     std::panic::set_hook(before);
     assert!(opened > 20 && refused > 20, "{opened} stores were used and {refused} were refused");
+}
+
+/// What cannot be read cannot be counted: a finding that says so is not one that
+/// a repair puts right.
+#[test]
+fn a_layer_that_cannot_be_read_is_not_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let parts = honest(&make_base(dir.path()));
+    let stored = Stored { map: &parts.map, delta: &parts.delta, inplace: &parts.inplace, in_use: &|_| false };
+    assert!(check::check(&stored, &mut || true).unwrap().findings.is_empty());
+    let mut batch = Batch::default();
+    for (key, value) in records(&parts).iter().filter(|(k, _)| k[0] == tag::BASE_FILE) {
+        let (file, mut record) = BaseFileRecord::decode(key, value).unwrap();
+        record.path = "/etc/passwd".into();
+        batch.put(record.encode(layer_of_key(key).unwrap(), file));
+    }
+    parts.map.commit(&batch).unwrap();
+    let findings = check::check(&stored, &mut || true).unwrap().findings;
+    assert!(findings.iter().any(|f| f.message.contains("/etc/passwd")), "{findings:#?}");
+    assert!(findings.iter().all(|f| !f.repairable), "{findings:#?}");
 }

@@ -46,13 +46,16 @@ pub fn check(view: &View, reached: &Reached, report: &mut Report) {
     }
     belongs_to_layers(view, report);
     let roots = children.get(&LayerId(0)).cloned().unwrap_or_default();
-    let mut stack: Vec<(LayerId, State)> = roots.into_iter().map(|id| (id, State::default())).collect();
-    while let Some((id, below)) = stack.pop() {
+    // With each layer what is below it, and whether that is all of it.
+    let mut stack: Vec<(LayerId, State, bool)> =
+        roots.into_iter().map(|id| (id, State::default(), true)).collect();
+    while let Some((id, below, mut whole)) = stack.pop() {
         let mut found = Vec::new();
         hides_something(view, id, &below, &mut found);
         let mut state = below;
         if let Err(e) = load::layer(&mut state, id, &Origin::new(id), view, &files, &bases) {
             found.push(format!("layer {id}: {e}"));
+            whole = false;
         }
         for group in groups.remove(&id).unwrap_or_default() {
             let paged = state.inodes.get(&group.file).is_some_and(|i| matches!(i.body, Body::Pages(_)));
@@ -62,7 +65,9 @@ pub fn check(view: &View, reached: &Reached, report: &mut Report) {
             }
         }
         report.findings.extend(found.into_iter().map(|text| Finding::new(Kind::Name, text)));
+        // Half of a layer has nothing to count, and a repair leaves it as it is.
         if let Some(record) = view.layers.get(&id)
+            && whole
             && record.logical_bytes != state.logical_bytes
         {
             report.findings.push(Finding::new(
@@ -84,7 +89,7 @@ pub fn check(view: &View, reached: &Reached, report: &mut Report) {
                 .map(|text| Finding { forks: vec![fork.to_string()], ..Finding::new(Kind::Name, text) });
             report.findings.extend(findings);
         }
-        stack.extend(children.get(&id).into_iter().flatten().map(|child| (*child, state.clone())));
+        stack.extend(children.get(&id).into_iter().flatten().map(|child| (*child, state.clone(), whole)));
     }
 }
 
