@@ -163,6 +163,10 @@ pub fn set_all(text: &str, settings: &[(String, String)]) -> String {
 /// PostgreSQL's own limit for includes in includes.
 const INCLUDE_DEPTH: usize = 10;
 
+/// Files that include the next one many times each are soon more than anybody
+/// can read; a daemon is not to try.
+const INCLUDES_MAX: usize = 1000;
+
 /// The settings that a data directory's configuration adds up to.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -204,6 +208,10 @@ impl Settings {
         if depth > INCLUDE_DEPTH {
             return Err(Error::new(Kind::BadInput, format!("{path} includes too deeply nested files"))
                 .hint("PostgreSQL allows ten levels of include; look for a file that includes itself"));
+        }
+        if self.files.len() >= INCLUDES_MAX {
+            return Err(Error::new(Kind::BadInput, format!("more than {INCLUDES_MAX} files are included"))
+                .hint("look for files that include the same ones again and again"));
         }
         let Some(bytes) = tree.read(path)? else {
             return Ok(());
@@ -257,6 +265,8 @@ pub fn within(from: &str, target: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::tree::DirTree;
     use super::*;
 
@@ -351,6 +361,24 @@ mod tests {
         assert_eq!(settings.files, ["postgresql.conf", "conf.d/10.conf", "conf.d/20.conf"]);
         assert_eq!(settings.outside, ["include '/etc/x' in postgresql.conf"]);
         tree.write("conf.d/10.conf", b"include '10.conf'\n").unwrap();
+        assert_eq!(Settings::load(&tree).unwrap_err().kind, Kind::BadInput);
+    }
+
+    /// Ten files whose lines all include the next one would be read 40^9 times.
+    #[test]
+    fn includes_do_not_multiply_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = DirTree(dir.path().into());
+        tree.write("postgresql.conf", b"include '0.conf'\n").unwrap();
+        for n in 0..9 {
+            let next = format!("include '{}.conf'\n", n + 1).repeat(40);
+            tree.write(&format!("{n}.conf"), next.as_bytes()).unwrap();
+        }
+        tree.write("9.conf", b"a = 1\n").unwrap();
+        let error = Settings::load(&tree).unwrap_err();
+        assert!(error.kind == Kind::BadInput && error.message.contains("more than 1000"), "{error}");
+        // A missing file that is included is read as often.
+        fs::remove_file(dir.path().join("9.conf")).unwrap();
         assert_eq!(Settings::load(&tree).unwrap_err().kind, Kind::BadInput);
     }
 
