@@ -177,6 +177,19 @@ fn a_record_has_one_spelling() {
     assert!(BaseSealRecord::decode(&k, &v).is_err(), "more blocks than a record has");
 }
 
+/// Whoever reads neighbouring slots asks for the next one.
+#[test]
+fn no_page_is_in_the_last_slot_of_all() {
+    for (slot, can_be) in
+        [(u64::MAX - 1, true), (u64::MAX, false), (Slot::new(7, u32::MAX).0, false), (5, false)]
+    {
+        let (k, v) = BlockRecord { slot: Slot(slot), crc: 1 }.encode(L, F, 7);
+        assert_eq!(BlockRecord::decode(&k, &v).is_ok(), can_be, "{slot:x}");
+        let (k, v) = SharedRecord::encode(Slot(slot), 2);
+        assert_eq!(SharedRecord::decode(&k, &v).is_ok(), can_be, "{slot:x}");
+    }
+}
+
 /// Any flipped bit, in key or value, and any cut is found.
 #[test]
 fn damage_is_found() {

@@ -202,7 +202,7 @@ impl BlockRecord {
         kr.end()?;
         let mut r = Reader::open(k, v)?;
         let rec = BlockRecord { slot: Slot(r.u64()?), crc: r.u32()? };
-        if rec.slot.delta() == 0 || block == BlockNo::MAX {
+        if !rec.slot.can_be() || block == BlockNo::MAX {
             return r.fail("the block or its slot cannot be");
         }
         r.end()?;

@@ -104,6 +104,12 @@ impl Slot {
         self.0 as u32
     }
 
+    /// Whether a page may be there: in a delta file, and not at the end of all
+    /// numbers, so that there is always a next one.
+    fn can_be(self) -> bool {
+        self.delta() != 0 && self.index() != u32::MAX
+    }
+
     /// Byte offset within the delta file.
     pub fn offset(self) -> u64 {
         u64::from(self.index()) * BLOCK_BYTES

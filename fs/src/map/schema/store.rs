@@ -257,7 +257,7 @@ impl SharedRecord {
         kr.end()?;
         let mut r = Reader::open(k, v)?;
         let count = r.u32()?;
-        if slot.delta() == 0 || !(2..REFERENCES_END).contains(&count) {
+        if !slot.can_be() || !(2..REFERENCES_END).contains(&count) {
             return r.fail("the slot or its count cannot be");
         }
         r.end()?;
