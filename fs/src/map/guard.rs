@@ -9,7 +9,7 @@
 //! file says, and never less.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -50,11 +50,13 @@ impl Guard {
     /// The number in `dir`; `None` if there is no such file.
     pub fn read(dir: &Path) -> Result<Option<u64>> {
         let path = dir.join(NAME);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
+        let mut bytes = Vec::new();
+        // One more than it has, to tell a longer one.
+        match File::open(&path).and_then(|f| f.take(BYTES as u64 + 1).read_to_end(&mut bytes)) {
+            Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(format!("reading {}", path.display()), e)),
-        };
+        }
         match decode(&bytes) {
             Some(number) => Ok(Some(number)),
             None => Err(Error::Damaged(format!(

@@ -10,7 +10,8 @@
 //! zeros. In a WAL, a record is a batch: the number of its first change (8
 //! bytes), the number of changes (4 bytes), and those.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -19,6 +20,10 @@ const BLOCK: usize = 32 << 10;
 const HEADER: usize = 7;
 /// The numbers at the beginning of a batch.
 const HEAD: usize = 12;
+/// No name of a file is longer.
+const NAME_MAX: u64 = 256;
+/// A record of the list of tables is short: what is torn off at its end is, too.
+const TORN_MAX: u64 = 1 << 20;
 const FULL: u8 = 1;
 const FIRST: u8 = 2;
 const MIDDLE: u8 = 3;
@@ -56,45 +61,59 @@ fn fragment(bytes: &[u8], at: usize) -> Option<(u8, &[u8])> {
     (masked == u32::from_le_bytes([c0, c1, c2, c3])).then_some((kind, contents))
 }
 
-/// Reads a log up to the first record that is not whole.
-pub fn scan(bytes: &[u8]) -> Contents {
-    let mut found = Contents { len: bytes.len() as u64, ..Contents::default() };
-    let mut at = 0;
+/// Reads a log of `len` bytes up to the first record that is not whole. However
+/// long it is, one block of it is in memory.
+pub fn scan(mut log: impl Read, len: u64) -> io::Result<Contents> {
+    let mut found = Contents { len, ..Contents::default() };
     // The beginning of the record: its first fragment may have less of it.
     let mut head: Vec<u8> = Vec::with_capacity(HEAD);
     let mut inside = false;
+    let mut block = Vec::with_capacity(BLOCK);
+    let mut start = 0;
     loop {
-        let rest = BLOCK - at % BLOCK;
-        if rest < HEADER {
-            let padding = bytes.get(at..(at + rest).min(bytes.len())).unwrap_or_default();
-            if padding.iter().any(|&b| b != 0) {
-                return found;
+        block.clear();
+        log.by_ref().take(BLOCK as u64).read_to_end(&mut block)?;
+        if block.is_empty() {
+            return Ok(found);
+        }
+        let mut at = 0;
+        while at < block.len() {
+            if BLOCK - at < HEADER {
+                if block[at..].iter().any(|&b| b != 0) {
+                    return Ok(found);
+                }
+                at = block.len();
+                if !inside {
+                    found.end = start + at as u64;
+                }
+                continue;
             }
-            at += rest;
+            let Some((kind, contents)) = fragment(&block, at) else { return Ok(found) };
+            let begins = matches!(kind, FULL | FIRST);
+            if begins == inside {
+                return Ok(found);
+            }
+            if begins {
+                head.clear();
+            }
+            head.extend(contents.iter().take(HEAD - head.len()));
+            at += HEADER + contents.len();
+            inside = matches!(kind, FIRST | MIDDLE);
             if !inside {
-                found.end = (at as u64).min(found.len);
+                found.end = start + at as u64;
+                if head.len() == HEAD {
+                    let number = head[..8].iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
+                    let count = head[8..].iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
+                    found.last_change = number.saturating_add(count).saturating_sub(1);
+                }
             }
         }
-        let Some((kind, contents)) = fragment(bytes, at) else { return found };
-        let begins = matches!(kind, FULL | FIRST);
-        if begins == inside {
-            return found;
-        }
-        if begins {
-            head.clear();
-        }
-        head.extend(contents.iter().take(HEAD - head.len()));
-        at += HEADER + contents.len();
-        inside = matches!(kind, FIRST | MIDDLE);
-        if !inside {
-            found.end = at as u64;
-            if head.len() == HEAD {
-                let number = head[..8].iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
-                let count = head[8..].iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
-                found.last_change = number.saturating_add(count).saturating_sub(1);
-            }
-        }
+        start += block.len() as u64;
     }
+}
+
+fn scan_file(file: &File) -> io::Result<Contents> {
+    scan(file, file.metadata()?.len())
 }
 
 /// The WAL files in `dir`, oldest first, and what they hold.
@@ -114,8 +133,8 @@ pub fn logs(dir: &Path) -> Result<Vec<(PathBuf, Contents)>> {
     found
         .into_iter()
         .map(|(_, path)| {
-            let bytes = std::fs::read(&path).map_err(error)?;
-            Ok((path, scan(&bytes)))
+            let contents = File::open(&path).and_then(|file| scan_file(&file)).map_err(error)?;
+            Ok((path, contents))
         })
         .collect()
 }
@@ -124,24 +143,33 @@ pub fn logs(dir: &Path) -> Result<Vec<(PathBuf, Contents)>> {
 /// that is torn, for its writer starts a new one then.
 pub fn check_manifest(dir: &Path) -> Result<()> {
     let damaged = |what: String| Err(Error::Damaged(format!("block map in {}: {what}", dir.display())));
-    let current = match std::fs::read_to_string(dir.join("CURRENT")) {
-        Ok(text) => text,
-        Err(e) => return damaged(format!("CURRENT: {e}")),
-    };
+    let mut current = String::new();
+    let read = File::open(dir.join("CURRENT")).and_then(|f| f.take(NAME_MAX).read_to_string(&mut current));
+    if let Err(e) = read {
+        return damaged(format!("CURRENT: {e}"));
+    }
     let Some(name) = current.strip_suffix('\n').filter(|n| n.starts_with("MANIFEST-") && !n.contains('/'))
     else {
         return damaged("CURRENT does not name a MANIFEST".into());
     };
-    let bytes = match std::fs::read(dir.join(name)) {
-        Ok(bytes) => bytes,
+    let mut torn = Vec::new();
+    let mut read = || {
+        let mut file = File::open(dir.join(name))?;
+        let found = scan_file(&file)?;
+        file.seek(SeekFrom::Start(found.end))?;
+        file.take(TORN_MAX + 1).read_to_end(&mut torn)?;
+        Ok::<_, io::Error>(found)
+    };
+    let found = match read() {
+        Ok(found) => found,
         Err(e) => return damaged(format!("{name}: {e}")),
     };
-    let found = scan(&bytes);
     // What RocksDB was writing when the power went has no whole record behind
     // it; damage in the middle has.
-    let torn = bytes.get(found.end as usize..).unwrap_or_default();
-    let follows = (1..torn.len()).any(|i| fragment(torn, i).is_some_and(|(_, c)| !c.is_empty()));
-    if found.is_torn() && (follows || torn.get(6).is_some_and(|&kind| kind > LAST)) {
+    let too_much = torn.len() as u64 > TORN_MAX;
+    let follows =
+        || (1..torn.len()).any(|i| fragment(&torn, i).is_some_and(|(_, contents)| !contents.is_empty()));
+    if found.is_torn() && (too_much || torn.get(6).is_some_and(|&kind| kind > LAST) || follows()) {
         return damaged(format!("{name} is damaged at byte {}", found.end));
     }
     Ok(())
@@ -150,6 +178,10 @@ pub fn check_manifest(dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn all(bytes: &[u8]) -> Contents {
+        scan(bytes, bytes.len() as u64).unwrap()
+    }
 
     /// A log with batches of the given sizes, numbered from 1, one change each.
     fn log(sizes: &[usize]) -> Vec<u8> {
@@ -198,7 +230,7 @@ mod tests {
                 end: bytes.len() as u64,
                 len: bytes.len() as u64,
             };
-            assert_eq!(scan(&bytes), want, "{sizes:?}");
+            assert_eq!(all(&bytes), want, "{sizes:?}");
         }
     }
 
@@ -208,7 +240,7 @@ mod tests {
             let first = BLOCK - HEADER - HEAD - (HEADER + room);
             let bytes = log(&[first, 300]);
             assert!(bytes.len() > BLOCK, "it goes over the block's end");
-            assert_eq!(scan(&bytes).last_change, 2, "with {room} bytes there");
+            assert_eq!(all(&bytes).last_change, 2, "with {room} bytes there");
         }
     }
 
@@ -217,14 +249,31 @@ mod tests {
         let bytes = log(&[100, 70_000, 50]);
         let ends = [0, 119, log(&[100, 70_000]).len()];
         for len in (0..bytes.len()).step_by(211).chain(bytes.len() - 60..bytes.len()) {
-            let found = scan(&bytes[..len]);
+            let found = all(&bytes[..len]);
             let whole = ends.iter().filter(|&&e| e > 0 && e <= len).count() as u64;
             assert_eq!(found.last_change, whole, "cut to {len}");
         }
         for at in (0..bytes.len()).step_by(97).chain(0..HEADER) {
             let mut bad = bytes.clone();
             bad[at] ^= 4;
-            assert!(scan(&bad).is_torn(), "byte {at}");
+            assert!(all(&bad).is_torn(), "byte {at}");
         }
+    }
+
+    /// A file without end is read up to where it makes no sense, and no further.
+    #[test]
+    fn a_log_is_not_taken_into_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = dir.path().join("MANIFEST-000001");
+        std::fs::write(dir.path().join("CURRENT"), "MANIFEST-000001\n").unwrap();
+        std::fs::write(&manifest, log(&[100, 40_000])).unwrap();
+        std::fs::write(dir.path().join("000002.log"), log(&[5])).unwrap();
+        check_manifest(dir.path()).unwrap();
+        for name in ["MANIFEST-000001", "000002.log"] {
+            File::options().write(true).open(dir.path().join(name)).unwrap().set_len(1 << 40).unwrap();
+        }
+        assert!(check_manifest(dir.path()).unwrap_err().to_string().contains("damaged at byte"));
+        let logs = logs(dir.path()).unwrap();
+        assert_eq!((logs[0].1.last_change, logs[0].1.len), (1, 1 << 40));
     }
 }

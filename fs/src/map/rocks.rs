@@ -13,6 +13,8 @@
 //! off, and RocksDB, in its strictest mode, must find the WAL whole. If not, the
 //! map is refused, and stays as it was found.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use parking_lot::RwLock;
@@ -189,8 +191,8 @@ fn copy_for_check(dir: &Path, place: &Path, log: &Path, end: u64) -> Result<()> 
             let (from, name) = entry.map(|e| (e.path(), e.file_name()))?;
             let text = name.to_string_lossy();
             if from == log {
-                let bytes = std::fs::read(&from)?;
-                std::fs::write(place.join(&name), &bytes[..(end as usize).min(bytes.len())])?;
+                let mut whole = File::open(&from)?.take(end);
+                std::io::copy(&mut whole, &mut File::create(place.join(&name))?)?;
             } else if text.ends_with(".log")
                 || text.ends_with(".sst")
                 || text.starts_with("MANIFEST-")
