@@ -8,14 +8,18 @@ mod hostile;
 mod mem;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use hostile::{Chance, honest, make_base, mutate, records, use_store};
 use pgcowfs::check::{self, Stored};
+use pgcowfs::forks::{check_closed, repair_closed};
 use pgcowfs::map::schema::{BaseFileRecord, layer_of_key, tag};
 use pgcowfs::map::{Batch, Map};
+use pgcowfs::{Error, Options, Store};
 
 /// The stores tried; `PGCOWFS_TEST_ROUNDS` times as many in a long run.
 const STORES: u64 = 150;
@@ -108,4 +112,75 @@ fn a_layer_that_cannot_be_read_is_not_counted() {
     let findings = check::check(&stored, &mut || true).unwrap().findings;
     assert!(findings.iter().any(|f| f.message.contains("/etc/passwd")), "{findings:#?}");
     assert!(findings.iter().all(|f| !f.repairable), "{findings:#?}");
+}
+
+/// Everything in a directory and below it: what it is, and its contents.
+fn snapshot(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            found.push((entry.path(), Vec::new()));
+            found.extend(snapshot(&entry.path()));
+        } else {
+            found.push((entry.path(), std::fs::read(entry.path()).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A link or a pipe in the place of a part of the store: it is refused, at once,
+/// and nothing is written or removed where the link leads.
+#[test]
+fn parts_of_a_store_are_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = dir.path().join("made");
+    Store::init(&made).unwrap();
+    let others = dir.path().join("others");
+    std::fs::create_dir(&others).unwrap();
+    // These look like files of a store that nothing needs.
+    for name in ["00000009", "000000000009", "LOCK", "CURRENT"] {
+        std::fs::write(others.join(name), b"precious").unwrap();
+    }
+    let before = snapshot(&others);
+    let parts =
+        ["STORE", "LOCK", "map", "delta", "inplace", "map/CURRENT", "map/COMMITTED", "map/COMMITTED.tmp"];
+    for part in parts {
+        for pipe in [false, true] {
+            let store = dir.path().join("store");
+            assert!(Command::new("cp").arg("-a").args([&made, &store]).status().unwrap().success());
+            let path = store.join(part);
+            let upgraded = part == "STORE.tmp";
+            if upgraded {
+                // Of the first format: opening it writes STORE anew.
+                let mut bytes = std::fs::read(store.join("STORE")).unwrap();
+                bytes[8] = 1;
+                let crc = crc32fast::hash(&bytes[..28]);
+                bytes[28..].copy_from_slice(&crc.to_le_bytes());
+                std::fs::write(store.join("STORE"), bytes).unwrap();
+            }
+            let _ = std::fs::remove_dir_all(&path);
+            let _ = std::fs::remove_file(&path);
+            let is_dir = ["map", "delta", "inplace"].contains(&part);
+            if pipe {
+                nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            } else {
+                let target = if is_dir { others.clone() } else { others.join("LOCK") };
+                std::os::unix::fs::symlink(target, &path).unwrap();
+            }
+            let refused = |error: Error| assert!(error.to_string().contains(part), "{part}: {error}");
+            refused(Store::open(&store, Options::default()).map(|_| ()).unwrap_err());
+            if !upgraded {
+                refused(repair_closed(&store).map(|_| ()).unwrap_err());
+                // A check goes on without STORE, and says so.
+                match check_closed(&store, None, &mut |_| true) {
+                    Ok((report, _)) => assert!(report.findings.iter().any(|f| f.message.contains(part))),
+                    Err(error) => refused(error),
+                }
+            }
+            assert_eq!(snapshot(&others), before, "{part}");
+            std::fs::remove_dir_all(&store).unwrap();
+        }
+    }
 }

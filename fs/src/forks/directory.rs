@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -76,6 +77,7 @@ impl Store {
     /// undone is undone; what was durable is there.
     pub fn open(dir: &Path, options: Options) -> Result<Arc<Store>> {
         let (id, version) = store_file::read(dir)?;
+        check_parts(dir)?;
         let lock = take_lock(dir)?;
         if version < STORE_VERSION {
             // All that older formats have means the same in this one.
@@ -93,6 +95,28 @@ impl Store {
     }
 }
 
+/// Whoever made the store: a link in the place of a part would lead what is
+/// written or removed there out of the store, and a pipe would let it wait. (The
+/// files in `delta` and `inplace` are looked at when they are opened.)
+fn check_parts(dir: &Path) -> Result<()> {
+    for part in ["map", "delta", "inplace"] {
+        let path = dir.join(part);
+        let meta = path.symlink_metadata().map_err(|e| bad_store(&path, e.to_string()))?;
+        if !meta.is_dir() {
+            return Err(bad_store(&path, "it is not a directory"));
+        }
+    }
+    let map = dir.join("map");
+    let reading = |e| Error::io(format!("reading {}", map.display()), e);
+    for entry in std::fs::read_dir(&map).map_err(reading)? {
+        let entry = entry.map_err(reading)?;
+        if !entry.file_type().map_err(reading)?.is_file() {
+            return Err(bad_store(&entry.path(), "it is not a regular file"));
+        }
+    }
+    Ok(())
+}
+
 fn take_lock(dir: &Path) -> Result<File> {
     let path = dir.join(LOCK_FILE);
     let context = format!("opening {}", path.display());
@@ -101,8 +125,12 @@ fn take_lock(dir: &Path) -> Result<File> {
         .write(true)
         .create(true)
         .truncate(false)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(&path)
         .map_err(|e| Error::io(context.clone(), e))?;
+    if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+        return Err(bad_store(&path, "it is not a regular file"));
+    }
     if device::try_lock(&file).is_err() {
         let mut text = String::new();
         // The pid is only for the message.
@@ -130,6 +158,7 @@ pub fn check_closed(
             ..damaged(Kind::HostFile, e.to_string())
         });
     }
+    check_parts(dir)?;
     let _lock = take_lock(dir)?;
     let map = match RocksMap::open_to_read(&dir.join("map")) {
         Ok(map) => map,
@@ -161,6 +190,7 @@ pub fn check_closed(
 /// number of records that were changed.
 pub fn repair_closed(dir: &Path) -> Result<u64> {
     store_file::read(dir)?;
+    check_parts(dir)?;
     let _lock = take_lock(dir)?;
     let map = RocksMap::open(&dir.join("map"), false)?;
     let changed = check::repair::repair(&map)?;

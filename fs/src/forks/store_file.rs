@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -54,8 +55,8 @@ pub fn decode(bytes: &[u8]) -> Result<([u8; 16], u32), String> {
 pub fn read(dir: &Path) -> Result<([u8; 16], u32)> {
     let path = dir.join(NAME);
     let read = || {
-        use std::os::unix::fs::OpenOptionsExt;
-        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path)?;
+        let file =
+            File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path)?;
         let mut bytes = Vec::new();
         // One more than it has, to tell a longer one.
         file.take(BYTES as u64 + 1).read_to_end(&mut bytes).map(|_| bytes)
@@ -74,13 +75,15 @@ pub fn read(dir: &Path) -> Result<([u8; 16], u32)> {
 pub fn write(dir: &Path, id: &[u8; 16]) -> Result<()> {
     let temporary = dir.join("STORE.tmp");
     let write = || {
-        let mut file = File::create(&temporary)?;
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true);
+        let mut file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&temporary)?;
         file.write_all(&encode(id))?;
         file.sync_all()?;
         std::fs::rename(&temporary, dir.join(NAME))?;
         File::open(dir)?.sync_all()
     };
-    write().map_err(|e| Error::io("writing STORE", e))
+    write().map_err(|e| Error::io("writing STORE.tmp", e))
 }
 
 #[cfg(test)]
