@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,7 +10,7 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 
-use crate::config::StorePaths;
+use crate::config::{StorePaths, open_own};
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::server::log_tail;
 use crate::protocol::{self, ForkRow, Hello, PROTOCOL, Reply, Request};
@@ -170,8 +169,7 @@ fn decode<T: DeserializeOwned>(line: &str) -> Result<T> {
 
 fn start_turn(paths: &StorePaths) -> Result<Flock<File>> {
     let path = paths.start_lock();
-    let mut options = File::options();
-    let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path).at("open", &path)?;
+    let file = open_own(File::options().write(true).create(true).truncate(false), &path).at("open", &path)?;
     Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, e)| Error::io(format!("cannot lock {}", path.display()), &e.into()))
 }
@@ -179,7 +177,7 @@ fn start_turn(paths: &StorePaths) -> Result<Flock<File>> {
 /// Starts a daemon in the background and waits until it serves, or says why not.
 fn start(paths: &StorePaths, mountpoint: Option<&Path>) -> Result<()> {
     let path = paths.daemon_log();
-    let log = File::options().create(true).append(true).mode(0o600).open(&path).at("open", &path)?;
+    let log = open_own(File::options().create(true).append(true), &path).at("open", &path)?;
     let log_begin = log.metadata().at("look at", &path)?.len();
     // Itself, also if the file has been replaced meanwhile.
     let mut command = Command::new("/proc/self/exe");

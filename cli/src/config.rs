@@ -5,7 +5,7 @@
 //! `mnt/`, `run/FORK/` (sockets) and `logs/FORK.log`.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -247,7 +247,8 @@ impl StoreConfig {
         })?;
         let write = || {
             use std::io::Write;
-            let mut file = fs::File::create(&temporary)?;
+            let mut options = fs::File::options();
+            let mut file = open_own(options.write(true).create(true).truncate(true), &temporary)?;
             file.write_all(text.as_bytes())?;
             file.write_all(b"\n")?;
             file.sync_all()?;
@@ -269,7 +270,6 @@ const SMALL: u64 = 1 << 20;
 /// Reads a small regular file, and waits for nobody who would fill a pipe.
 fn read_small(path: &Path) -> std::io::Result<String> {
     use std::io::Read;
-    use std::os::unix::fs::OpenOptionsExt;
     let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() || meta.len() > SMALL {
@@ -280,11 +280,23 @@ fn read_small(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
+/// Opens a file of this program's own in the store. Whoever made the store: nothing
+/// that a link leads to is opened, and no pipe is waited for.
+pub fn open_own(options: &mut fs::OpenOptions, path: &Path) -> std::io::Result<fs::File> {
+    let file = options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(std::io::Error::other("it is not a regular file")) }
+}
+
 /// Makes a directory of this program's own with exactly that mode.
 pub fn own_dir(path: &Path, mode: u32) -> Result<()> {
     match fs::create_dir(path) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e).at("make", path),
         _ => {}
+    }
+    if !fs::symlink_metadata(path).at("look at", path)?.is_dir() {
+        return Err(Error::new(Kind::BadInput, format!("{} is not a directory", path.display()))
+            .cause("a link in its place would lead out of the store")
+            .hint("remove it, or find out who made the store"));
     }
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).at("set the mode of", path)
 }
@@ -315,6 +327,25 @@ mod tests {
         paths.check().unwrap();
         fs::write(paths.config(), "{}").unwrap();
         assert_eq!(StoreConfig::load(&paths).unwrap_err().kind, Kind::BadInput);
+    }
+
+    #[test]
+    fn what_is_its_own_is_no_link_and_no_pipe() {
+        let dir = tempfile::tempdir().unwrap();
+        let (victim, link, pipe) =
+            (dir.path().join("victim"), dir.path().join("link"), dir.path().join("pipe"));
+        fs::write(&victim, "precious").unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink(&victim, &link).unwrap();
+        for path in [&link, &pipe] {
+            let mut options = fs::File::options();
+            assert!(open_own(options.write(true).create(true).truncate(true), path).is_err(), "{path:?}");
+        }
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        fs::remove_file(&link).unwrap();
+        fs::create_dir(dir.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &link).unwrap();
+        assert_eq!(own_dir(&link, 0o700).unwrap_err().kind, Kind::BadInput);
     }
 
     #[test]

@@ -12,7 +12,6 @@ pub mod sockets;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,7 +29,7 @@ use pgcowfs::{Options, Store};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use self::clients::Places;
-use crate::config::{StoreConfig, StorePaths, own_dir, passage_mode};
+use crate::config::{StoreConfig, StorePaths, open_own, own_dir, passage_mode};
 use crate::error::{Context, Error, Kind, Result};
 use crate::meta::ForkMeta;
 use crate::postgres::server::{State, StopHow, stop};
@@ -198,8 +197,8 @@ const TRY_EVERY: Duration = Duration::from_millis(20);
 fn lock(paths: &StorePaths) -> Result<Flock<File>> {
     let path = paths.daemon_lock();
     let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let mut file = options.open(&path).at("open", &path)?;
+    let mut file =
+        open_own(options.read(true).write(true).create(true).truncate(false), &path).at("open", &path)?;
     // A daemon that is ending answers nobody any more, and has the lock until
     // its servers have stopped and its process is gone.
     let deadline = Instant::now() + STOP_FAST;
