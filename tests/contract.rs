@@ -410,7 +410,7 @@ fn on_disk() -> (tempfile::TempDir, Arc<Store>, std::path::PathBuf) {
 fn a_base_is_used_in_place_and_never_written() {
     let (dir, store, base) = on_disk();
     let before = std::fs::read(base.join("base/5/1")).unwrap();
-    let main = store.create_on_base("main", &base, b"").unwrap();
+    let main = store.create_on_base("main", pgcowfs::base::scan(&base, None).unwrap(), b"").unwrap();
     store.publish("main").unwrap();
     let rel = main.resolve("base/5/1").unwrap().file;
     let wal = main.resolve("pg_wal/000000010000000000000001").unwrap().file;
@@ -448,7 +448,7 @@ fn a_base_is_used_in_place_and_never_written() {
 #[test]
 fn a_changed_base_is_an_error_that_names_the_file() {
     let (_dir, store, base) = on_disk();
-    let main = store.create_on_base("main", &base, b"").unwrap();
+    let main = store.create_on_base("main", pgcowfs::base::scan(&base, None).unwrap(), b"").unwrap();
     store.publish("main").unwrap();
     let rel = main.resolve("base/5/1").unwrap().file;
     assert_eq!(read(&main, rel, 0, B), page(0));

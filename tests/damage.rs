@@ -59,7 +59,7 @@ fn build(dir: &Path) -> (Arc<Store>, Contents) {
     let place = dir.join("store");
     Store::init(&place).unwrap();
     let store = Store::open(&place, Options::default()).unwrap();
-    let based = store.create_on_base("based", &base, b"").unwrap();
+    let based = store.create_on_base("based", pgcowfs::base::scan(&base, None).unwrap(), b"").unwrap();
     store.publish("based").unwrap();
     based.write(based.resolve("base/5/16384").unwrap().file, 3 * B, &page(800)).unwrap();
     store.seal_base("based", &mut |_| true).unwrap();

@@ -4,28 +4,26 @@
 //! around every read. A base that changes underneath is found at the first read
 //! of a changed file, which then fails instead of mixing two states.
 
+mod scan;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 
-use crate::attr::Kind;
 use crate::block::{BLOCK_BYTES, BlockNo, blocks_for};
+use crate::device::foreign::Place;
 use crate::device::{self, FileBudget};
 use crate::error::{Error, Result};
 use crate::map::schema::{BaseFileRecord, ForkRecord, Time};
 
-static OPEN: LazyLock<Mutex<HashMap<PathBuf, Arc<File>>>> = LazyLock::new(Mutex::default);
+pub use scan::{Found, Scanned, scan};
 
-/// Opens a file for reading without waiting for anybody: in its place there may
-/// be a pipe by now, which is found when it is compared.
-fn open_file(path: &Path) -> io::Result<File> {
-    File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
-}
+static OPEN: LazyLock<Mutex<HashMap<PathBuf, Arc<File>>>> = LazyLock::new(Mutex::default);
 
 /// One file of a base.
 #[derive(Debug)]
@@ -118,14 +116,15 @@ impl BaseFile {
         if let Some(file) = OPEN.lock().get(&path) {
             return Ok(file.clone());
         }
-        let file = Arc::new(open_file(&path).map_err(|e| match e.kind() {
+        // Compared before it is opened: anything may be in its place by now.
+        let place = Place::itself(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => {
                 Error::BaseChanged { path: path.clone(), what: "it is no longer there".into() }
             }
             _ => self.error(e),
-        })?);
-        let meta = file.metadata().map_err(|e| self.error(e))?;
-        self.compare(&meta)?;
+        })?;
+        self.compare(place.meta())?;
+        let file = Arc::new(place.open().map_err(|e| self.error(e))?);
         let mut open = OPEN.lock();
         // More than these only cost an open each.
         if open.len() >= FileBudget::of_process().base_files
@@ -170,98 +169,4 @@ pub fn roots(dir: &Path) -> Vec<PathBuf> {
 pub fn roots_of(forks: &[ForkRecord]) -> Vec<PathBuf> {
     let bases: BTreeSet<&str> = forks.iter().map(|f| f.base.as_str()).filter(|b| !b.is_empty()).collect();
     bases.into_iter().flat_map(|base| roots(Path::new(base))).collect()
-}
-
-/// The deepest directory of a base. PostgreSQL's own nest four deep.
-const DEPTH_MAX: usize = 64;
-
-/// One entry found in a base.
-#[derive(Debug)]
-pub struct Found {
-    /// Its name.
-    pub name: Vec<u8>,
-    /// Its kind.
-    pub kind: Kind,
-    /// Its attributes.
-    pub meta: Metadata,
-    /// A regular file's record.
-    pub file: Option<BaseFileRecord>,
-    /// A link's target.
-    pub target: Vec<u8>,
-    /// A directory's entries.
-    pub entries: Vec<Found>,
-}
-
-/// Lists a PGDATA directory with everything in it. The symbolic links that
-/// PostgreSQL itself makes (`pg_wal`, `pg_tblspc/OID`) are followed, so that no
-/// fork writes through them.
-pub fn scan(dir: &Path) -> Result<Vec<Found>> {
-    scan_dir(dir, &mut Vec::new())
-}
-
-fn scan_dir(dir: &Path, place: &mut Vec<Vec<u8>>) -> Result<Vec<Found>> {
-    use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    let bad = |path: &Path, e: io::Error| Error::BadBase { path: path.to_path_buf(), reason: e.to_string() };
-    if place.len() > DEPTH_MAX {
-        let reason = format!("its directories nest more than {DEPTH_MAX} deep");
-        return Err(Error::BadBase { path: dir.to_path_buf(), reason });
-    }
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(|e| bad(dir, e))? {
-        let entry = entry.map_err(|e| bad(dir, e))?;
-        let path = entry.path();
-        let name = entry.file_name().into_vec();
-        // PostgreSQL keeps all of a tablespace below a directory of that name;
-        // the rest of where it leads, perhaps all of a disk, is not its own.
-        if matches!(place.as_slice(), [top, _] if top == b"pg_tblspc") && !name.starts_with(b"PG_") {
-            continue;
-        }
-        let mut meta = entry.metadata().map_err(|e| bad(&path, e))?;
-        let servers_own = match place.as_slice() {
-            [] => name == b"pg_wal",
-            [top] => top == b"pg_tblspc",
-            _ => false,
-        };
-        if meta.file_type().is_symlink() && servers_own {
-            meta = std::fs::metadata(&path).map_err(|e| bad(&path, e))?;
-        }
-        let kind = meta.file_type();
-        let kind = if kind.is_dir() {
-            Kind::Directory
-        } else if kind.is_file() {
-            Kind::File
-        } else if kind.is_symlink() {
-            Kind::Symlink
-        } else if kind.is_fifo() {
-            Kind::Fifo
-        } else if kind.is_socket() {
-            Kind::Socket
-        } else {
-            return Err(Error::BadBase { path, reason: "it is a device".into() });
-        };
-        let file = if kind == Kind::File {
-            // Tried now, so that an unreadable base is refused as a whole.
-            open_file(&path).map_err(|e| bad(&path, e))?;
-            let real = path.canonicalize().map_err(|e| bad(&path, e))?;
-            Some(record(&real, &meta)?)
-        } else {
-            None
-        };
-        let target = match kind {
-            Kind::Symlink => {
-                std::fs::read_link(&path).map_err(|e| bad(&path, e))?.as_os_str().as_bytes().to_vec()
-            }
-            _ => Vec::new(),
-        };
-        let entries = if kind == Kind::Directory {
-            place.push(name.clone());
-            let entries = scan_dir(&path, place)?;
-            place.pop();
-            entries
-        } else {
-            Vec::new()
-        };
-        found.push(Found { name, kind, meta, file, target, entries });
-    }
-    Ok(found)
 }

@@ -160,6 +160,24 @@ fn is_wal_segment(name: &[u8]) -> bool {
         || name == b"RECOVERYXLOG"
 }
 
+/// Whether PostgreSQL makes something of that name in `pg_wal`: segments, time
+/// line histories, notes of backups, and two directories.
+pub fn belongs_in_wal(name: &[u8]) -> bool {
+    let segment = name.get(..24).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+    segment
+        || is_wal_segment(name)
+        || name.ends_with(b".history")
+        || matches!(name, b"archive_status" | b"summaries")
+}
+
+/// Whether it is the directory `PG_MAJOR_CATALOG` in which PostgreSQL keeps all
+/// of a tablespace.
+pub fn belongs_in_tablespace(name: &[u8]) -> bool {
+    let Some(rest) = name.strip_prefix(b"PG_") else { return false };
+    let mut numbers = rest.split(|&b| b == b'_');
+    numbers.clone().count() == 2 && numbers.all(is_number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,6 +222,21 @@ mod tests {
             ("x", "postmaster.pid", Class::Plain),
         ] {
             assert_eq!(class(dir, name), want, "{dir}/{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_link_may_bring_in() {
+        let (segment, copy) = (b"000000010000000000000001", b"000000010000000000000001.00000028.backup");
+        for name in [&segment[..], copy, b"00000002.history", b"archive_status", b"summaries"] {
+            assert!(belongs_in_wal(name), "{}", name.escape_ascii());
+        }
+        for name in [&b"base"[..], b"lost+found", b"PG_VERSION", b"000000000001", b"passwd"] {
+            assert!(!belongs_in_wal(name), "{}", name.escape_ascii());
+        }
+        assert!(belongs_in_tablespace(b"PG_15_202209061"));
+        for name in [&b"PG_VERSION"[..], b"PG_15", b"PG_15_1_2", b"PG__", b"16384"] {
+            assert!(!belongs_in_tablespace(name), "{}", name.escape_ascii());
         }
     }
 

@@ -181,7 +181,7 @@ pub fn honest(base: &Path) -> Parts3 {
     fork(&store, "child", "grandchild");
     store.snapshot("child", "before").unwrap();
     store.set_quota("child", Some(100 << 20)).unwrap();
-    let based = store.create_on_base("based", base, b"{}").unwrap();
+    let based = store.create_on_base("based", pgcowfs::base::scan(base, None).unwrap(), b"{}").unwrap();
     let old = based.resolve("base/5/9").unwrap().file;
     based.write(old, B, &page(5)).unwrap();
     based.fallocate(old, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, 0, B).unwrap();

@@ -1,6 +1,7 @@
 //! What the daemon does for its clients.
 
 use std::io::{BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
+use pgcowfs::base::{self, Scanned};
 use pgcowfs::check::scrub;
 use pgcowfs::{Fork, ForkInfo, Store};
 use serde::Serialize;
@@ -22,6 +24,7 @@ use crate::postgres::conf;
 use crate::postgres::identity::{self, Identity};
 use crate::postgres::server::State;
 use crate::postgres::tree::{ForkTree, Text, Tree};
+use crate::postgres::user::OsUser;
 use crate::protocol::{
     CreateSpec, Created, DaemonStatus, ForkRow, ForkSpec, Forked, InspectSpec, Inspected, Progress, Reply,
     Request,
@@ -319,12 +322,14 @@ impl Daemon {
         self.place(&spec.fork, spec.port, &mut meta)?;
         let bytes = meta.encode()?;
         let made = match spec.base() {
-            Some(base) => self.store.create_on_base(&spec.fork, base, &bytes),
-            None => self.store.create(&spec.fork, meta.uid, meta.gid, &bytes),
+            Some(base) => self
+                .scan_base(base, meta.uid)
+                .and_then(|base| Ok(self.store.create_on_base(&spec.fork, base, &bytes)?)),
+            None => self.store.create(&spec.fork, meta.uid, meta.gid, &bytes).map_err(Error::from),
         };
         // Before the first file of it is made.
         let made = made.and_then(|_| match spec.quota {
-            Some(quota) => self.store.set_quota(&spec.fork, Some(quota)),
+            Some(quota) => Ok(self.store.set_quota(&spec.fork, Some(quota))?),
             None => Ok(()),
         });
         if let Err(error) = made {
@@ -332,10 +337,24 @@ impl Daemon {
                 log::debug!("nothing of {} to remove: {error}", spec.fork);
             }
             sockets::remove(&self.paths, &spec.fork);
-            return Err(error.into());
+            return Err(error);
         }
         self.incomplete.lock().insert(spec.fork.clone(), meta.clone());
         Ok(Created { pgdata: self.mountpoint.join(&spec.fork), meta })
+    }
+
+    /// Looks at a base as the user whose fork it becomes: root's daemon shows
+    /// nobody what they cannot read themselves.
+    fn scan_base(&self, dir: &Path, uid: u32) -> Result<Scanned> {
+        let mount = std::fs::metadata(&self.mountpoint).at("look at", &self.mountpoint)?.dev();
+        let user = OsUser::numbered(uid)?;
+        let scanned = user.run(|| Ok(base::scan(dir, Some(mount))?));
+        scanned.map_err(|error| match error.kind {
+            Kind::Environment => {
+                error.hint(format!("all of a base must be readable for user {}, who runs it", user.name))
+            }
+            _ => error,
+        })
     }
 
     fn publish(&self, fork: &str) -> Result<ForkRow> {

@@ -4,6 +4,7 @@
 //! traits. [`host::HostDevice`] is the real one; the tests have one in memory that
 //! loses, tears and reorders what was not flushed.
 
+pub mod foreign;
 pub mod host;
 pub mod mem;
 pub mod power;

@@ -1,10 +1,9 @@
 //! Making root forks: empty, and over a base.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::attr::Kind;
-use crate::base::{self, BaseFile, Found};
+use crate::base::{BaseFile, Found, Scanned};
 use crate::class::{Class, Role};
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ForkId, LayerId, check_fork_name};
@@ -50,15 +49,13 @@ impl Store {
         self.add_root(name, meta, String::new(), head)
     }
 
-    /// Makes a root fork over a PGDATA directory that is used in place and
-    /// never written to; incomplete until [`Store::publish`].
-    pub fn create_on_base(&self, name: &str, dir: &Path, meta: &[u8]) -> Result<Arc<Fork>> {
+    /// Makes a root fork over a PGDATA directory that is used in place, as it
+    /// was found, and never written to; incomplete until [`Store::publish`].
+    pub fn create_on_base(&self, name: &str, base: Scanned, meta: &[u8]) -> Result<Arc<Fork>> {
         let _name = self.reserve(name)?;
-        let bad = |reason: &str| Error::BadBase { path: dir.to_path_buf(), reason: reason.into() };
-        let dir = &dir.canonicalize().map_err(|e| bad(&e.to_string()))?;
-        let path = dir.to_str().ok_or_else(|| bad("its path is not valid UTF-8"))?;
-        let top = std::fs::metadata(dir).map_err(|e| bad(&e.to_string()))?;
-        let found = base::scan(dir)?;
+        let bad = |reason: &str| Error::BadBase { path: base.dir.clone(), reason: reason.into() };
+        let path = base.dir.to_str().ok_or_else(|| bad("its path is not valid UTF-8"))?;
+        let top = &base.top;
         let layer = LayerId(self.core.ids.next_layer()?);
         let mut bottom = Head::new(layer, LayerId(0), State::default(), State::default(), 0);
         use std::os::unix::fs::MetadataExt;
@@ -66,7 +63,7 @@ impl Store {
         bottom.state.inodes.insert(FileId::ROOT, Arc::new(root));
         bottom.changed(FileId::ROOT);
         let mut extra = Batch::default();
-        self.add_found(&mut bottom, FileId::ROOT, Role::Top, found, &mut extra)?;
+        self.add_found(&mut bottom, FileId::ROOT, Role::Top, base.entries, &mut extra)?;
         let unit = bottom.take_unit();
         self.core.commit_units(&[&unit], extra)?;
         let head_layer = LayerId(self.core.ids.next_layer()?);
