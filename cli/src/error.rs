@@ -2,7 +2,7 @@
 //! a few kinds that scripts can tell apart by the exit code.
 
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -112,6 +112,11 @@ impl Error {
             Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS | libc::EIO) => Kind::Storage,
             Some(libc::EACCES | libc::EPERM) => Kind::Environment,
             Some(libc::ENOENT | libc::ENOTDIR) => Kind::NotFound,
+            Some(libc::ELOOP | libc::ENAMETOOLONG) => Kind::BadInput,
+            // `device::foreign`: a pipe, or too long; or a NUL in a path.
+            None if matches!(source.kind(), ErrorKind::InvalidInput | ErrorKind::FileTooLarge) => {
+                Kind::BadInput
+            }
             _ => Kind::Failed,
         };
         Error::new(kind, what).cause(source.to_string())

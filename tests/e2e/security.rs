@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::common::process::run;
-use crate::common::store::{Store, text};
+use crate::common::store::{QUIET, Store, text};
 use crate::common::{is_root, skipped, turn_on_a_mount};
 
 /// A user with nothing to do here.
@@ -323,6 +323,69 @@ fn the_password_is_nowhere_else() {
     assert!(log.contains("(secret)"), "the daemon was not chatty, so its log proves nothing");
     store.stop("child");
     store.stop("main");
+}
+
+/// What a fork's user can do to its files, and to the directory of its sockets, is that user's own trouble: no command
+/// hangs or takes memory without bound, and the daemon goes on.
+#[test]
+fn a_forks_user_upsets_nobody_else() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let store = Store::new();
+    store.create("main", QUIET);
+    store.ok(["fork", "main", "other"]);
+    let daemon = store.daemon_pid();
+    let (data, sockets) = (store.path("main"), PathBuf::from(text(&store.show("main"), "socket_dir")));
+    let pid_file = data.join("postmaster.pid");
+    let pipe = |path: &Path| {
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).expect("make a pipe");
+    };
+    let write = |path: &Path, bytes: &[u8]| std::fs::write(path, bytes).expect("write a file");
+    let spoils: [(&str, &dyn Fn()); 7] = [
+        ("no number is its negation", &|| write(&pid_file, b"-2147483648\n")),
+        ("no text", &|| write(&pid_file, b"\xff\xfe\0\n")),
+        ("this very process", &|| write(&pid_file, format!("{}\n", std::process::id()).as_bytes())),
+        ("a pipe", &|| pipe(&pid_file)),
+        ("terabytes", &|| {
+            let file = std::fs::File::create(&pid_file).expect("make a file");
+            file.set_len(20 << 40).expect("make it large");
+        }),
+        ("a pipe for a socket's lock", &|| {
+            write(&pid_file, b"1\n");
+            pipe(&sockets.join("x.lock"));
+        }),
+        ("a socket's lock of no process", &|| write(&sockets.join("y.lock"), b"-2147483648\n/\n")),
+    ];
+    for (what, spoil) in spoils {
+        spoil();
+        let row = store.show("main");
+        assert_ne!(text(&row, "state"), "running", "{what}");
+        store.ok(["list"]);
+        store.ok(["fork", "main", "child"]);
+        store.ok(["rm", "child"]);
+        store.start("main");
+        store.stop("main");
+        assert_eq!(store.daemon_pid(), daemon, "{what}: the daemon is the same");
+    }
+    // The daemon dies: what it left is found by those files too.
+    pipe(&sockets.join("z.lock"));
+    pipe(&pid_file);
+    store.kill_daemon();
+    assert_eq!(store.listing().len(), 2);
+    store.start("main");
+    store.stop("main");
+
+    // Configuration that includes itself a million times over.
+    write(&data.join("more.conf"), &b"include 'most.conf'\n".repeat(200));
+    write(&data.join("most.conf"), &b"include 'all.conf'\n".repeat(200));
+    write(&data.join("all.conf"), &b"include 'last.conf'\n".repeat(200));
+    write(&data.join("last.conf"), b"");
+    store.configure("main", &"include 'more.conf'\n".repeat(200));
+    let done = store.run(["fork", "main", "child"]);
+    assert!(done.code == 7 && done.stderr.contains("1000 files"), "{}", done.report());
+    store.ok(["fork", "other", "child"]);
+    assert_eq!(store.listing().len(), 3);
 }
 
 /// Whether a directory above `path` keeps everybody else out.

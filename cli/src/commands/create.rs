@@ -190,14 +190,14 @@ fn fill(
             args: &args.initdb_arg,
         })?;
     }
-    user.run(|| {
+    let filled = user.run(|| {
         let tree = DirTree(pgdata.clone());
         let mut settings = args.server.settings.clone();
         if let Source::Existing { cluster, conf, in_place } = source {
-            match in_place {
+            warnings.extend(match in_place {
                 true => import::bring_outside_in(cluster, pgdata, context.ui)?,
-                false => warnings.extend(import::copy(cluster, pgdata, context.ui)?),
-            }
+                false => import::copy(cluster, pgdata, context.ui)?,
+            });
             import::link_tablespaces(pgdata, cluster.major)?;
             adopt::adopt(cluster, conf, &tree)?;
             if let Some(warning) = import::check_ssl(pgdata)? {
@@ -224,5 +224,25 @@ fn fill(
             import::check_same(cluster)?;
         }
         Ok(warnings)
+    });
+    filled.map_err(|error| match source {
+        Source::Existing { .. } => unusable(error, &user.name),
+        Source::Fresh { .. } => error,
     })
+}
+
+/// What fails while a cluster is brought in, which was found before: something
+/// that is missing in it makes it unusable. There is always something to do.
+fn unusable(mut error: Error, user: &str) -> Error {
+    if error.kind == Kind::NotFound {
+        error.kind = Kind::BadInput;
+    }
+    let hint = match error.kind {
+        Kind::Environment => {
+            format!("all of the cluster must be readable for user {user}, who runs it; nothing was kept")
+        }
+        Kind::BadInput => "mend or remove that in the cluster, and try again; nothing was kept".into(),
+        _ => return error,
+    };
+    if error.hint.is_none() { error.hint(hint) } else { error }
 }

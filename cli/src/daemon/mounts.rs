@@ -17,9 +17,11 @@ use std::time::Duration;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use nix::unistd::Uid;
+use pgcowfs::device::foreign::read_small;
 
 use crate::config::passage_mode;
 use crate::error::{Context, Error, Kind, Result};
+use crate::postgres::cluster::PID_FILE_MAX;
 use crate::proc;
 
 /// The topmost mount on a path.
@@ -173,7 +175,7 @@ fn kill_survivors(mountpoint: &Path, socket_locks: &[PathBuf]) -> Result<()> {
 /// The living server that a socket's lock file names, if it is one of a fork
 /// under the mount point.
 fn server_of_socket(lock: &Path, mountpoint: &Path) -> Option<i32> {
-    let text = fs::read_to_string(lock).ok()?;
+    let text = String::from_utf8(read_small(lock, PID_FILE_MAX).ok()?).ok()?;
     let mut lines = text.lines();
     let pid: i32 = lines.next()?.trim().parse().ok()?;
     let pgdata = Path::new(lines.next()?);

@@ -20,6 +20,7 @@ use super::{Daemon, Event, ports, refuse_running, sockets};
 use crate::config::StorePaths;
 use crate::error::{Context, Error, Kind, Result};
 use crate::meta::{ForkMeta, Origin};
+use crate::postgres::cluster::PID_FILE_MAX;
 use crate::postgres::conf;
 use crate::postgres::identity::{self, Identity};
 use crate::postgres::server::State;
@@ -519,7 +520,8 @@ pub fn state(store: &Store, mountpoint: &Path, fork: &str) -> State {
 }
 
 fn pid_file(store: &Store, fork: &str) -> Option<String> {
-    let bytes = store.by_name(fork).and_then(|fork| fork.read_file("postmaster.pid")).ok()?;
+    let read = |fork: Arc<Fork>| fork.read_file_up_to("postmaster.pid", PID_FILE_MAX);
+    let bytes = store.by_name(fork).and_then(read).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 

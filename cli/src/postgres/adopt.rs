@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pgcowfs::device::foreign::read_small;
+
 use super::cluster::Cluster;
-use super::conf::{self, Edit, Entry};
+use super::conf::{self, Budget, Edit, Entry};
 use super::debian;
 use super::identity::default_file;
 use super::tree::{Text, Tree};
@@ -52,8 +54,12 @@ pub fn adopt(cluster: &Cluster, conf: &Path, tree: &dyn Tree) -> Result<()> {
         taken: tree.list("")?,
         placed: BTreeMap::new(),
         access: BTreeMap::new(),
+        budget: Budget::default(),
     };
-    adopter.file(conf, "postgresql.conf")?;
+    adopter.file(conf, "postgresql.conf", 0).map_err(|error| {
+        let of = format!("{} is the postgresql.conf of the cluster", conf.display());
+        if conf.starts_with(&cluster.dir) { error } else { error.cause(of) }
+    })?;
     for setting in ["hba_file", "ident_file"] {
         let name = default_file(setting);
         let here = conf.with_file_name(name);
@@ -63,7 +69,7 @@ pub fn adopt(cluster: &Cluster, conf: &Path, tree: &dyn Tree) -> Result<()> {
         if set.is_none() && setting == "ident_file" && !path.exists() {
             continue;
         }
-        let bytes = fs::read(&path).at("read", &path)?;
+        let bytes = read_small(&path, conf::BYTES_MAX).at("read", &path)?;
         if tree.read(name)?.as_ref() != Some(&bytes) || tree.link_target(name)?.is_some() {
             tree.write(name, &bytes)?;
         }
@@ -80,20 +86,22 @@ struct Adopter<'a> {
     placed: BTreeMap<PathBuf, String>,
     /// Where hba_file and ident_file point.
     access: BTreeMap<String, PathBuf>,
+    budget: Budget,
 }
 
 impl Adopter<'_> {
-    /// Brings the file `path` in as `name`.
-    fn file(&mut self, path: &Path, name: &str) -> Result<()> {
+    /// Brings the file `path` in as `name`; over so many levels it is included.
+    fn file(&mut self, path: &Path, name: &str, depth: usize) -> Result<()> {
         self.placed.insert(path.to_path_buf(), name.to_string());
-        let bytes = fs::read(path).at("read", path)?;
+        let bytes = read_small(path, conf::BYTES_MAX).at("read", path)?;
+        self.budget.take(&path.display().to_string(), bytes.len(), depth)?;
         let old = Text::decode(bytes);
         let mut failure = None;
         let text = conf::edit(&old.text, |entry| {
             if failure.is_some() {
                 return Edit::Keep;
             }
-            self.line(path, name, entry).unwrap_or_else(|error| {
+            self.line(path, name, depth, entry).unwrap_or_else(|error| {
                 failure = Some(error);
                 Edit::Keep
             })
@@ -107,19 +115,19 @@ impl Adopter<'_> {
         Ok(())
     }
 
-    fn line(&mut self, path: &Path, name: &str, entry: &Entry) -> Result<Edit> {
+    fn line(&mut self, path: &Path, name: &str, depth: usize, entry: &Entry) -> Result<Edit> {
         match entry.name.as_str() {
             "data_directory" | "external_pid_file" => Ok(Edit::CommentOut),
             "hba_file" | "ident_file" => {
                 self.access.insert(entry.name.clone(), beside(path, &entry.value));
                 Ok(Edit::CommentOut)
             }
-            _ if entry.is_include() => self.include(path, name, entry),
+            _ if entry.is_include() => self.include(path, name, depth, entry),
             _ => Ok(Edit::Keep),
         }
     }
 
-    fn include(&mut self, path: &Path, name: &str, entry: &Entry) -> Result<Edit> {
+    fn include(&mut self, path: &Path, name: &str, depth: usize, entry: &Entry) -> Result<Edit> {
         let written = beside(path, &entry.value);
         let Ok(target) = written.canonicalize() else {
             if entry.name == "include_if_exists" {
@@ -135,22 +143,22 @@ impl Adopter<'_> {
                 let place = self.place(&target);
                 self.placed.insert(target.clone(), place.clone());
                 if entry.name == "include_dir" {
-                    self.directory(&target, &place)?;
+                    self.directory(&target, &place, depth + 1)?;
                 } else {
-                    self.file(&target, &place)?;
+                    self.file(&target, &place, depth + 1)?;
                 }
                 place
             }
         };
         let stays = conf::within(name, &entry.value).as_deref() == Some(&place);
-        Ok(if stays {
-            Edit::Keep
-        } else {
-            Edit::Set(format!("{}{place}", "../".repeat(name.matches('/').count())))
-        })
+        let mut way = format!("{}{place}", "../".repeat(name.matches('/').count()));
+        if way.is_empty() {
+            way.push('.');
+        }
+        Ok(if stays { Edit::Keep } else { Edit::Set(way) })
     }
 
-    fn directory(&mut self, target: &Path, place: &str) -> Result<()> {
+    fn directory(&mut self, target: &Path, place: &str, depth: usize) -> Result<()> {
         if self.tree.list(place)?.is_empty() && !target.starts_with(self.source) {
             self.tree.make_dir(place)?;
         }
@@ -158,7 +166,7 @@ impl Adopter<'_> {
         let names = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
         for file in conf::sorted_conf(names) {
             let path = target.join(&file).canonicalize().at("read", &target.join(&file))?;
-            self.file(&path, &format!("{place}/{file}"))?;
+            self.file(&path, &conf::in_directory(place, &file), depth)?;
         }
         Ok(())
     }
@@ -169,7 +177,8 @@ impl Adopter<'_> {
         if let Some(inside) = target.strip_prefix(self.source).ok().and_then(Path::to_str) {
             return inside.to_string();
         }
-        let own = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        // Only the root directory has no name.
+        let own = target.file_name().map_or_else(|| "root".into(), |n| n.to_string_lossy().into_owned());
         let numbered = (1..).map(|n| format!("{n}-{own}"));
         let free = [own.clone()].into_iter().chain(numbered).find(|name| !self.taken.contains(name));
         // The sequence has no end, so there is a free name; `own` is the first.

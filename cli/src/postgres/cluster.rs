@@ -6,6 +6,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use pgcowfs::device::foreign::read_small;
+
 use super::pid_file;
 use crate::error::{Context, Error, Kind, Result};
 use crate::proc;
@@ -15,6 +17,13 @@ const BLOCK_SIZE: u32 = 8192;
 
 /// The oldest version whose configuration files follow the rules of `identity`.
 const OLDEST: u32 = 12;
+
+/// The largest PG_VERSION, pg_control and postmaster.pid that are read.
+/// PostgreSQL's own have 3, 8192 and some 100 bytes.
+const VERSION_MAX: u64 = 64;
+const CONTROL_MAX: u64 = 64 << 10;
+/// See there.
+pub const PID_FILE_MAX: u64 = 64 << 10;
 
 /// What a data directory tells about itself.
 #[derive(Clone, Debug)]
@@ -47,12 +56,13 @@ impl Cluster {
         if !meta.is_dir() {
             return Err(not_one("it is not a directory".into()));
         }
-        let version = match fs::read_to_string(dir.join("PG_VERSION")) {
-            Ok(text) => text.trim().to_string(),
+        let path = dir.join("PG_VERSION");
+        let version = match read_small(&path, VERSION_MAX) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).trim().to_string(),
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 return Err(not_one("it has no PG_VERSION".into()));
             }
-            Err(e) => return Err(unreadable(dir, &e)),
+            Err(e) => return Err(unreadable(&path, &e)),
         };
         let major = match version.split('.').next().and_then(|n| n.parse::<u32>().ok()) {
             Some(major) if major >= OLDEST => major,
@@ -103,42 +113,34 @@ impl Cluster {
             )),
         }
     }
-
-    /// The tablespaces outside: their directories' names in pg_tblspc, and where they are.
-    pub fn tablespaces_outside(&self) -> Result<Vec<(String, PathBuf)>> {
-        let dir = self.dir.join("pg_tblspc");
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&dir).at("list", &dir)? {
-            let entry = entry.at("list", &dir)?;
-            if !entry.file_type().at("look at", &entry.path())?.is_symlink() {
-                continue;
-            }
-            let path = entry.path();
-            let target = path.canonicalize().map_err(|e| {
-                Error::io(format!("tablespace {} cannot be reached", entry.file_name().display()), &e)
-                    .hint("its directory must be there and readable, as it is brought into the fork")
-            })?;
-            found.push((entry.file_name().to_string_lossy().into_owned(), target));
-        }
-        Ok(found)
-    }
 }
 
-fn unreadable(dir: &Path, error: &std::io::Error) -> Error {
+/// What somebody has changed while it was brought in.
+pub fn changed(path: &Path) -> Error {
+    Error::new(Kind::BadInput, format!("{} changed while it was brought in", path.display()))
+        .cause("something else uses the cluster")
+        .hint("stop it, and whatever starts it, and try again; nothing was kept")
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     let user = crate::config::user_name(nix::unistd::Uid::effective().as_raw());
-    Error::io(format!("cannot read {} as user {user}", dir.display()), error)
-        .hint("run this as the directory's owner or as root; root may choose the owner with --run-as")
+    let error = Error::io(format!("cannot read {} as user {user}", path.display()), error);
+    match error.kind {
+        Kind::Environment => error
+            .hint("run this as the directory's owner or as root; root may choose the owner with --run-as"),
+        _ => error.hint("give the data directory of a PostgreSQL cluster"),
+    }
 }
 
 /// The process of the server that uses `dir`, as its postmaster.pid says.
 pub fn running(dir: &Path) -> Result<Option<i32>> {
     let path = dir.join("postmaster.pid");
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
+    let bytes = match read_small(&path, PID_FILE_MAX) {
+        Ok(bytes) => bytes,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).at("read", &path),
+        Err(e) => return Err(unreadable(&path, &e)),
     };
-    Ok(pid_file::process(&text).filter(|&pid| {
+    Ok(pid_file::process(&String::from_utf8_lossy(&bytes)).filter(|&pid| {
         let there = proc::cwd(pid).map(|cwd| cwd == dir);
         // Another user's process does not show where it works: then its being
         // a PostgreSQL is enough to keep away.
@@ -182,15 +184,15 @@ impl Control {
     /// Reads it.
     pub fn read(dir: &Path) -> Result<Control> {
         let path = dir.join("global/pg_control");
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) => {
-                return Err(unreadable(dir, &e).within(format!("cannot read {}", path.display())));
-            }
-        };
+        let bytes = read_small(&path, CONTROL_MAX).map_err(|e| {
+            let error = unreadable(&path, &e);
+            // The directory is there, and unusable.
+            Error { kind: if error.kind == Kind::NotFound { Kind::BadInput } else { error.kind }, ..error }
+        })?;
         Control::parse(&bytes).ok_or_else(|| {
             Error::new(Kind::BadInput, format!("{} cannot be understood", path.display()))
                 .cause("it does not look like a pg_control file of this kind of machine")
+                .hint("give the data directory of a PostgreSQL cluster that was made on this kind of machine")
         })
     }
 
@@ -245,7 +247,6 @@ pub(crate) mod tests {
         let cluster = Cluster::inspect(dir.path()).unwrap();
         assert_eq!((cluster.major, cluster.control.system_identifier, cluster.control.clean), (15, 7, true));
         cluster.check_stopped().unwrap();
-        assert!(cluster.tablespaces_outside().unwrap().is_empty());
         fake(dir.path(), 6, 8192);
         assert!(!Cluster::inspect(dir.path()).unwrap().control.clean);
     }
@@ -261,7 +262,7 @@ pub(crate) mod tests {
         fake(dir.path(), 1, 4096);
         assert!(Cluster::inspect(dir.path()).unwrap_err().message.contains("4096"));
         fake(dir.path(), 1, 8192);
-        for version in ["9.6", "11", "x", ""] {
+        for version in ["9.6", "11", "x", "", "-1", "99999999999", &"1".repeat(100), "\u{1b}[31m"] {
             fs::write(dir.path().join("PG_VERSION"), version).unwrap();
             assert_eq!(kind(dir.path()), Kind::BadInput, "{version:?}");
         }
@@ -291,7 +292,13 @@ pub(crate) mod tests {
         // This process lives, but it is not a server working in that directory.
         fs::write(dir.path().join("postmaster.pid"), format!("{}\n", std::process::id())).unwrap();
         assert_eq!(running(dir.path()).unwrap(), None);
-        fs::write(dir.path().join("postmaster.pid"), "garbage").unwrap();
-        assert_eq!(running(dir.path()).unwrap(), None);
+        for garbage in [&b"garbage"[..], b"", b"-2147483648\n", b"0", b"99999999999999999999", b"\xff\xfe\n"]
+        {
+            fs::write(dir.path().join("postmaster.pid"), garbage).unwrap();
+            assert_eq!(running(dir.path()).unwrap(), None, "{}", garbage.escape_ascii());
+        }
+        fs::remove_file(dir.path().join("postmaster.pid")).unwrap();
+        fs::create_dir(dir.path().join("postmaster.pid")).unwrap();
+        assert_eq!(running(dir.path()).unwrap_err().kind, Kind::BadInput);
     }
 }

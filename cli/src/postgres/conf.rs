@@ -162,10 +162,43 @@ pub fn set_all(text: &str, settings: &[(String, String)]) -> String {
 
 /// PostgreSQL's own limit for includes in includes.
 const INCLUDE_DEPTH: usize = 10;
+/// Files that include each other twice over ten levels would be read a thousand
+/// times, and with three a million times; so there are limits for all of them.
+const FILES_MAX: usize = 1000;
+/// The same for their contents.
+pub const BYTES_MAX: u64 = 16 << 20;
 
-/// Files that include the next one many times each are soon more than anybody
-/// can read; a daemon is not to try.
-const INCLUDES_MAX: usize = 1000;
+/// How much of a configuration was read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Budget {
+    files: usize,
+    bytes: u64,
+}
+
+impl Budget {
+    /// Counts a file of `bytes`, which others include over `depth` levels;
+    /// refuses what no configuration has.
+    pub fn take(&mut self, path: &str, bytes: usize, depth: usize) -> Result<()> {
+        self.files += 1;
+        self.bytes += bytes as u64;
+        let (why, hint) = match () {
+            () if depth > INCLUDE_DEPTH => (
+                format!("{path} is included over more than {INCLUDE_DEPTH} levels"),
+                "PostgreSQL allows ten levels of include; look for a file that includes itself",
+            ),
+            () if self.files > FILES_MAX => (
+                format!("it comes to more than {FILES_MAX} files, at {path}"),
+                "look for files that include each other several times over",
+            ),
+            () if self.bytes > BYTES_MAX => (
+                format!("it comes to more than {BYTES_MAX} bytes, at {path}"),
+                "a configuration has some kilobytes; look into that file",
+            ),
+            () => return Ok(()),
+        };
+        Err(Error::new(Kind::BadInput, "the cluster's configuration cannot be used").cause(why).hint(hint))
+    }
+}
 
 /// The settings that a data directory's configuration adds up to.
 #[derive(Clone, Debug, Default)]
@@ -175,6 +208,7 @@ pub struct Settings {
     pub files: Vec<String>,
     /// Includes that lead out of the directory, as written.
     pub outside: Vec<String>,
+    budget: Budget,
 }
 
 impl Settings {
@@ -205,17 +239,10 @@ impl Settings {
     }
 
     fn read_file(&mut self, tree: &dyn Tree, path: &str, depth: usize) -> Result<()> {
-        if depth > INCLUDE_DEPTH {
-            return Err(Error::new(Kind::BadInput, format!("{path} includes too deeply nested files"))
-                .hint("PostgreSQL allows ten levels of include; look for a file that includes itself"));
-        }
-        if self.files.len() >= INCLUDES_MAX {
-            return Err(Error::new(Kind::BadInput, format!("more than {INCLUDES_MAX} files are included"))
-                .hint("look for files that include the same ones again and again"));
-        }
         let Some(bytes) = tree.read(path)? else {
             return Ok(());
         };
+        self.budget.take(path, bytes.len(), depth)?;
         self.files.push(path.to_string());
         for entry in entries(&Text::decode(bytes).text).collect::<Vec<_>>() {
             if !entry.is_include() {
@@ -226,7 +253,7 @@ impl Settings {
                 None => self.outside.push(format!("{} '{}' in {path}", entry.name, entry.value)),
                 Some(dir) if entry.name == "include_dir" => {
                     for name in sorted_conf(tree.list(&dir)?) {
-                        self.read_file(tree, &format!("{dir}/{name}"), depth + 1)?;
+                        self.read_file(tree, &in_directory(&dir, &name), depth + 1)?;
                     }
                 }
                 Some(file) => self.read_file(tree, &file, depth + 1)?,
@@ -241,6 +268,11 @@ pub fn sorted_conf(mut names: Vec<String>) -> Vec<String> {
     names.retain(|name| name.ends_with(".conf") && !name.starts_with('.'));
     names.sort();
     names
+}
+
+/// The path of a file in a directory, which may be the data directory itself.
+pub fn in_directory(dir: &str, name: &str) -> String {
+    if dir.is_empty() { name.to_string() } else { format!("{dir}/{name}") }
 }
 
 /// The path, relative to the data directory, of `target` as written in the
@@ -298,7 +330,8 @@ mod tests {
 
     #[test]
     fn quoting_is_undone_by_parsing() {
-        for value in ["", "a", "it's", r"C:\x", "with # and =", "ü"] {
+        for value in ["", "a", "it's", r"C:\x", "with # and =", "ü", "two\nlines\r"] {
+            assert_eq!(quote(value).lines().count(), 1);
             assert_eq!(entry(&format!("x = {}", quote(value))), some("x", value));
         }
     }
@@ -376,10 +409,34 @@ mod tests {
         }
         tree.write("9.conf", b"a = 1\n").unwrap();
         let error = Settings::load(&tree).unwrap_err();
-        assert!(error.kind == Kind::BadInput && error.message.contains("more than 1000"), "{error}");
+        assert!(error.kind == Kind::BadInput && error.to_string().contains("more than 1000"), "{error}");
         // A missing file that is included is read as often.
         fs::remove_file(dir.path().join("9.conf")).unwrap();
         assert_eq!(Settings::load(&tree).unwrap_err().kind, Kind::BadInput);
+    }
+
+    #[test]
+    fn no_configuration_is_read_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = DirTree(dir.path().into());
+        let refused = || {
+            let error = Settings::load(&tree).unwrap_err();
+            assert_eq!(error.kind, Kind::BadInput, "{error}");
+            error.to_string()
+        };
+        // Ten levels of ten includes each.
+        for level in 0..10 {
+            let text = format!("include 'level{}'\n", level + 1).repeat(10);
+            let name = if level == 0 { "postgresql.conf".into() } else { format!("level{level}") };
+            tree.write(&name, text.as_bytes()).unwrap();
+        }
+        tree.write("level10", b"").unwrap();
+        assert!(refused().contains("1000 files"));
+        tree.write("postgresql.conf", &b"include 'large'\n".repeat(5)).unwrap();
+        tree.write("large", &vec![b'#'; 4 << 20]).unwrap();
+        assert!(refused().contains("bytes, at large"));
+        tree.write("large", &vec![b'#'; 17 << 20]).unwrap();
+        assert!(refused().contains("large"));
     }
 
     #[test]

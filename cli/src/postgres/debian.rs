@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pgcowfs::device::foreign::read_small;
+
 use super::conf;
 use super::tree::Text;
 
@@ -24,7 +26,7 @@ fn config_dir_below(root: &Path, data: &Path) -> Option<PathBuf> {
     };
     let matches = |dir: &PathBuf| {
         // A file that this user cannot read cannot be brought in either.
-        let Ok(bytes) = fs::read(dir.join("postgresql.conf")) else {
+        let Ok(bytes) = read_small(&dir.join("postgresql.conf"), conf::BYTES_MAX) else {
             return false;
         };
         let text = Text::decode(bytes).text;

@@ -42,7 +42,7 @@ pub struct Identity<'a> {
 }
 
 /// Directories of a data directory that PostgreSQL writes to.
-const SERVER_DIRS: [&str; 18] = [
+pub const SERVER_DIRS: [&str; 18] = [
     "base",
     "global",
     "pg_commit_ts",

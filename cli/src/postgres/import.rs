@@ -1,16 +1,27 @@
 //! Copying a stopped cluster into a new fork, and what a base's links lead to.
 //!
-//! Links that lead out of the data directory are followed: a fork has
-//! everything inside. The source is watched: a file that changes while it is
-//! copied, or a server that starts on it, makes the copy worthless.
+//! A fork has everything inside; `links` says what becomes of links. Nobody
+//! knows who made the source, and somebody may be at work on it: everything is
+//! found through the directory that it is in, only regular files are opened,
+//! what is copied is what was found, and no more of it than it had then. A file
+//! that changes while it is copied, or a server that starts on the source, makes
+//! the copy worthless.
 
+use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::cluster::{Cluster, Control};
-use super::conf::{self, Settings};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use pgcowfs::block::{BLOCK_BYTES, MAX_FILE_BYTES};
+use pgcowfs::device::foreign::{Place, kind_name, same};
+
+use super::cluster::{Cluster, Control, changed};
+use super::conf::Settings;
+use super::links::{Fate, Links, Only};
 use super::tree::DirTree;
 use crate::error::{Context, Error, Kind, Result};
 use crate::ui::{Progress, Ui};
@@ -18,49 +29,73 @@ use crate::ui::{Progress, Ui};
 /// The deepest directory that is copied. PostgreSQL's own nest four deep.
 const DEPTH_MAX: usize = 64;
 
+/// So many things that were left out are named one by one.
+const NAMED_MAX: usize = 20;
+
 /// What to do, found out before anything is done.
-#[derive(Default)]
-struct Plan {
+struct Plan<'a> {
+    links: Links<'a>,
     dirs: Vec<(PathBuf, u32)>,
-    files: Vec<(PathBuf, PathBuf, Metadata)>,
-    links: Vec<(PathBuf, PathBuf)>,
+    files: Vec<Source>,
+    kept: Vec<(PathBuf, PathBuf)>,
     bytes: u64,
     left_out: Vec<String>,
+    /// Directories that were listed, and what they were then.
+    listed: Vec<(PathBuf, Metadata)>,
+    seen: HashSet<(u64, u64)>,
+}
+
+/// A file to copy.
+struct Source {
+    from: PathBuf,
+    /// As whom the cluster knows it.
+    shown: PathBuf,
+    to: PathBuf,
+    meta: Metadata,
 }
 
 /// Copies `cluster` into the empty directory `pgdata`. Returns what was left out.
 pub fn copy(cluster: &Cluster, pgdata: &Path, ui: &Ui) -> Result<Vec<String>> {
-    let mut plan = Plan::default();
-    // An error for a tablespace that is not there, before the walk skips it.
-    cluster.tablespaces_outside()?;
-    plan.walk(cluster, &cluster.dir, Path::new(""))?;
+    let mut plan = Plan::new(cluster)?;
+    let top = Place::itself(&cluster.dir).at("read", &cluster.dir)?;
+    plan.walk(&top, &cluster.dir, Path::new(""), Only::All)?;
     plan.carry_out(pgdata, ui, &format!("copying {}", cluster.dir.display()))?;
-    let mode = fs::metadata(&cluster.dir).at("look at", &cluster.dir)?.permissions().mode();
-    fs::set_permissions(pgdata, fs::Permissions::from_mode(mode & 0o750)).at("set the mode of", pgdata)?;
+    let mode = top.meta().permissions().mode() & 0o750;
+    fs::set_permissions(pgdata, fs::Permissions::from_mode(mode)).at("set the mode of", pgdata)?;
     plan.check_unchanged()?;
     check_same(cluster)?;
-    Ok(plan.left_out)
+    Ok(plan.left_out())
 }
 
-/// Brings in what the fork `pgdata` of a base still shows as links to outside.
-pub fn bring_outside_in(cluster: &Cluster, pgdata: &Path, ui: &Ui) -> Result<()> {
-    let mut plan = Plan::default();
-    let mut outside: Vec<PathBuf> = vec!["pg_wal".into()];
-    outside.extend(
-        cluster.tablespaces_outside()?.into_iter().map(|(name, _)| Path::new("pg_tblspc").join(name)),
-    );
-    for rel in outside {
-        let shown = pgdata.join(&rel);
-        if shown.is_symlink() {
-            plan.link(cluster, &cluster.dir.join(&rel), &rel)?;
-            fs::remove_file(&shown).at("replace", &shown)?;
+/// Brings in what the fork `pgdata` of a base still shows as links. Returns what
+/// was left out.
+pub fn bring_outside_in(cluster: &Cluster, pgdata: &Path, ui: &Ui) -> Result<Vec<String>> {
+    let mut plan = Plan::new(cluster)?;
+    let mut dirs = vec![PathBuf::new()];
+    while let Some(dir) = dirs.pop() {
+        let shown = pgdata.join(&dir);
+        for entry in fs::read_dir(&shown).at("list", &shown)? {
+            let entry = entry.at("list", &shown)?;
+            let rel = dir.join(entry.file_name());
+            let kind = entry.file_type().at("look at", &entry.path())?;
+            if kind.is_dir() {
+                dirs.push(rel);
+            } else if kind.is_symlink() {
+                let fork = entry.path();
+                let now = fs::read_link(&fork).at("read the link", &fork)?;
+                let source = cluster.dir.join(&rel);
+                let fate = plan.links.fate(&source, &source, &rel)?;
+                if !matches!(&fate, Fate::Stays(target) if *target == now) {
+                    fs::remove_file(&fork).at("replace", &fork)?;
+                    plan.link(fate, &source, &rel)?;
+                }
+            }
         }
     }
-    if !plan.dirs.is_empty() {
-        plan.carry_out(pgdata, ui, "copying what lies outside the base")?;
-        plan.check_unchanged()?;
-    }
-    check_same(cluster)
+    plan.carry_out(pgdata, ui, "copying what lies outside the base")?;
+    plan.check_unchanged()?;
+    check_same(cluster)?;
+    Ok(plan.left_out())
 }
 
 /// Tablespaces inside the fork are directories of pg_tblspc. PostgreSQL knows
@@ -106,7 +141,7 @@ pub fn check_ssl(pgdata: &Path) -> Result<Option<String>> {
     }
     for (name, default) in [("ssl_cert_file", "server.crt"), ("ssl_key_file", "server.key")] {
         let path = pgdata.join(settings.get(name).unwrap_or(default));
-        if let Err(e) = File::open(&path) {
+        if let Err(e) = Place::at(&path).and_then(|place| place.open()) {
             return Ok(Some(format!(
                 "ssl is off in the fork: {name} {} is not readable ({e})",
                 path.display()
@@ -116,149 +151,156 @@ pub fn check_ssl(pgdata: &Path) -> Result<Option<String>> {
     Ok(None)
 }
 
-fn changed(path: &Path) -> Error {
-    Error::new(Kind::BadInput, format!("{} changed while it was copied", path.display()))
-        .cause("something else uses the cluster")
-        .hint("stop it, and whatever starts it, and try again; nothing was kept")
-}
+impl<'a> Plan<'a> {
+    fn new(cluster: &'a Cluster) -> Result<Plan<'a>> {
+        Ok(Plan {
+            links: Links::new(cluster)?,
+            dirs: Vec::new(),
+            files: Vec::new(),
+            kept: Vec::new(),
+            bytes: 0,
+            left_out: Vec::new(),
+            listed: Vec::new(),
+            seen: HashSet::new(),
+        })
+    }
 
-impl Plan {
-    /// Everything in the directory `from`, which becomes `rel`.
-    fn walk(&mut self, cluster: &Cluster, from: &Path, rel: &Path) -> Result<()> {
-        let mut entries = fs::read_dir(from)
-            .and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>())
-            .at("list", from)?;
-        entries.sort_by_key(|e| e.file_name());
-        for entry in entries {
-            let (path, rel) = (entry.path(), rel.join(entry.file_name()));
-            if is_left_behind(&rel) {
-                continue;
-            }
-            let meta = entry.metadata().at("look at", &path)?;
-            let kind = meta.file_type();
-            if kind.is_symlink() {
-                self.link(cluster, &path, &rel)?;
-            } else if kind.is_dir() {
-                self.directory(cluster, &path, &rel)?;
-            } else if kind.is_file() {
-                self.file(path, rel, meta);
-            } else {
-                let what = if kind.is_socket() { "a socket" } else { "not a file" };
-                self.left_out.push(format!("{} was left out: it is {what}", path.display()));
+    /// What the directory at `from` has of these, which becomes `rel`.
+    fn walk(&mut self, dir: &Place, from: &Path, rel: &Path, only: Only) -> Result<()> {
+        if !self.seen.insert((dir.meta().dev(), dir.meta().ino())) {
+            return Err(Error::new(
+                Kind::BadInput,
+                format!("{} would be copied more than once", from.display()),
+            )
+            .cause("several links or mounts lead to it, perhaps in a circle")
+            .hint("remove such links from the data directory"));
+        }
+        self.listed.push((from.to_path_buf(), dir.meta().clone()));
+        let entries = dir.list().and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+        let mut names: Vec<_> = entries.at("list", from)?.into_iter().map(|e| e.file_name()).collect();
+        names.sort();
+        for name in names.iter().filter(|name| only.takes(name)) {
+            self.entry(dir, name, &from.join(name), &rel.join(name))?;
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, dir: &Place, name: &OsStr, path: &Path, rel: &Path) -> Result<()> {
+        if is_left_behind(rel) {
+            return Ok(());
+        }
+        let place = Place::itself(&dir.entry(name)).map_err(|e| vanished(path, &e, "look at"))?;
+        let kind = place.meta().file_type();
+        if kind.is_symlink() {
+            let fate = self.links.fate(&dir.entry(name), path, rel)?;
+            return self.link(fate, path, rel);
+        }
+        if place.path().at("look at", path)? != path {
+            return Err(changed(path));
+        }
+        if kind.is_dir() {
+            self.directory(&place, path, rel, Only::All)
+        } else if kind.is_file() {
+            self.file(&place, path, path, rel)
+        } else {
+            self.left_out.push(format!("{} was left out: it is {}", path.display(), kind_name(kind)));
+            Ok(())
+        }
+    }
+
+    fn link(&mut self, fate: Fate, path: &Path, rel: &Path) -> Result<()> {
+        match fate {
+            Fate::Stays(target) => self.kept.push((rel.to_path_buf(), target)),
+            Fate::File(place, real) => self.file(&place, &real, path, rel)?,
+            Fate::Empty => self.dirs.push((rel.to_path_buf(), 0o700)),
+            Fate::LeftOut(why) => self.left_out.push(why),
+            Fate::Directory(place, real, only) => {
+                let before = (self.dirs.len(), self.files.len());
+                self.directory(&place, &real, rel, only)?;
+                let empty = (self.dirs.len(), self.files.len()) == (before.0 + 1, before.1);
+                if empty && place.list().at("list", &real)?.next().is_some() {
+                    return Err(Error::new(
+                        Kind::BadInput,
+                        format!("{} cannot be brought in", path.display()),
+                    )
+                    .cause(format!("it leads to {}, where there is no {}", real.display(), only.what()))
+                    .hint("make the link lead where it should, or remove it"));
+                }
             }
         }
         Ok(())
     }
 
-    fn file(&mut self, path: PathBuf, rel: PathBuf, meta: Metadata) {
-        self.bytes += meta.len();
-        self.files.push((path, rel, meta));
+    fn file(&mut self, place: &Place, from: &Path, shown: &Path, rel: &Path) -> Result<()> {
+        let meta = place.meta().clone();
+        if meta.len() > MAX_FILE_BYTES {
+            return Err(Error::new(Kind::BadInput, format!("{} is too large", from.display()))
+                .cause(format!("it has {} bytes, and {MAX_FILE_BYTES} is the most", meta.len()))
+                .hint("PostgreSQL makes no such file; remove it if it is not needed"));
+        }
+        self.bytes = self.bytes.saturating_add(meta.len());
+        let (from, shown, to) = (from.to_path_buf(), shown.to_path_buf(), rel.to_path_buf());
+        self.files.push(Source { from, shown, to, meta });
+        Ok(())
     }
 
-    fn directory(&mut self, cluster: &Cluster, from: &Path, rel: &Path) -> Result<()> {
+    fn directory(&mut self, place: &Place, from: &Path, rel: &Path, only: Only) -> Result<()> {
         if rel.components().count() > DEPTH_MAX {
             return Err(Error::new(
                 Kind::BadInput,
-                format!("{} nests more than {DEPTH_MAX} directories deep", cluster.dir.display()),
+                format!("{} nests more than {DEPTH_MAX} directories deep", rel.display()),
             )
-            .cause(format!("at {}: its links may lead in a circle", from.display()))
-            .hint("remove such links from the data directory"));
+            .cause("PostgreSQL's own directories nest four deep")
+            .hint("move what is there out of the data directory"));
         }
-        let meta = fs::metadata(from).at("look at", from)?;
-        self.dirs.push((rel.to_path_buf(), meta.permissions().mode() & 0o7777));
+        self.dirs.push((rel.to_path_buf(), place.meta().permissions().mode() & 0o7777));
         match rel.to_str() {
             // What a running server keeps there is not worth copying.
             Some("pg_stat_tmp") => Ok(()),
-            _ => self.walk(cluster, from, rel),
+            _ => self.walk(place, from, rel, only),
         }
-    }
-
-    fn link(&mut self, cluster: &Cluster, path: &Path, rel: &Path) -> Result<()> {
-        let target = fs::read_link(path).at("read the link", path)?;
-        let text = (rel.to_str(), target.to_str());
-        if let (Some(rel_text), Some(target_text)) = text
-            && conf::within(rel_text, target_text).is_some()
-        {
-            self.links.push((rel.to_path_buf(), target));
-            return Ok(());
-        }
-        if matches!(rel.to_str(), Some("log" | "pg_log")) {
-            // Logs elsewhere are the source's own.
-            self.dirs.push((rel.to_path_buf(), 0o700));
-            return Ok(());
-        }
-        let Ok(real) = path.canonicalize() else {
-            self.left_out.push(format!(
-                "{} was left out: its target {} is not there",
-                path.display(),
-                target.display()
-            ));
-            return Ok(());
-        };
-        let meta = fs::metadata(&real).at("look at", &real)?;
-        if meta.is_file() {
-            self.file(real, rel.to_path_buf(), meta);
-            return Ok(());
-        }
-        if cluster.dir.starts_with(&real) || !meta.is_dir() {
-            return Err(Error::new(
-                Kind::BadInput,
-                format!("{} points to {}", path.display(), real.display()),
-            )
-            .cause("that is not something that can be copied into a fork")
-            .hint("remove the link from the data directory"));
-        }
-        if rel.parent() == Some(Path::new("pg_tblspc")) {
-            return self.tablespace(cluster, &real, rel);
-        }
-        self.directory(cluster, &real, rel)
-    }
-
-    /// A tablespace moves inside, where its link was.
-    fn tablespace(&mut self, cluster: &Cluster, real: &Path, rel: &Path) -> Result<()> {
-        self.dirs.push((rel.to_path_buf(), 0o700));
-        // Its directory may hold one for each major version that used it.
-        let own = format!("PG_{}_", cluster.major);
-        for entry in fs::read_dir(real).at("list", real)? {
-            let entry = entry.at("list", real)?;
-            if entry.file_name().to_string_lossy().starts_with(&own) {
-                self.directory(cluster, &entry.path(), &rel.join(entry.file_name()))?;
-            }
-        }
-        Ok(())
     }
 
     fn carry_out(&self, pgdata: &Path, ui: &Ui, label: &str) -> Result<()> {
         for (rel, mode) in &self.dirs {
             let path = pgdata.join(rel);
-            // In a base's fork a directory of that name may be there.
-            if !path.is_dir() {
-                fs::DirBuilder::new().mode(*mode).create(&path).at("make", &path)?;
-            }
+            fs::DirBuilder::new().mode(*mode).create(&path).at("make", &path)?;
         }
-        for (rel, target) in &self.links {
+        for (rel, target) in &self.kept {
             let path = pgdata.join(rel);
             symlink(target, &path).at("make the link", &path)?;
         }
+        if self.files.is_empty() {
+            return Ok(());
+        }
         let mut progress = ui.progress(label, self.bytes);
         let mut buffer = vec![0; 1 << 20];
-        for (from, rel, meta) in &self.files {
-            copy_file(from, &pgdata.join(rel), meta, &mut buffer, &mut progress)?;
+        for file in &self.files {
+            copy_file(file, &pgdata.join(&file.to), &mut buffer, &mut progress)?;
         }
         progress.finish();
         Ok(())
     }
 
     fn check_unchanged(&self) -> Result<()> {
-        for (path, _, before) in &self.files {
-            let now = fs::metadata(path).map_err(|_| changed(path))?;
-            if (now.len(), now.mtime(), now.mtime_nsec())
-                != (before.len(), before.mtime(), before.mtime_nsec())
-            {
-                return Err(changed(path));
+        let files = self.files.iter().map(|file| (&file.from, &file.meta));
+        for (path, before) in self.listed.iter().map(|(path, meta)| (path, meta)).chain(files) {
+            match Place::itself(path) {
+                Ok(now) if same(now.meta(), before) => {}
+                _ => return Err(changed(path)),
             }
         }
         Ok(())
+    }
+
+    /// What was left out, in words.
+    fn left_out(mut self) -> Vec<String> {
+        let more = self.left_out.len().saturating_sub(NAMED_MAX);
+        if more > 0 {
+            self.left_out.truncate(NAMED_MAX);
+            self.left_out.push(format!("{more} more things of such kinds were left out"));
+        }
+        self.left_out
     }
 }
 
@@ -269,38 +311,100 @@ fn is_left_behind(rel: &Path) -> bool {
         || name.starts_with("pgsql_tmp")
 }
 
-fn copy_file(
-    from: &Path,
-    to: &Path,
-    meta: &Metadata,
-    buffer: &mut [u8],
-    progress: &mut Progress,
-) -> Result<()> {
-    let mut source = File::open(from).at("read", from)?;
+/// What was there a moment ago and is not is a change; other errors are errors.
+fn vanished(path: &Path, error: &io::Error, verb: &str) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => changed(path),
+        _ => Error::io(format!("cannot {verb} {}", path.display()), error),
+    }
+}
+
+fn copy_file(source: &Source, to: &Path, buffer: &mut [u8], progress: &mut Progress) -> Result<()> {
+    let (from, meta) = (&source.from, &source.meta);
+    let found = Place::itself(from).map_err(|e| vanished(from, &e, "read"))?;
+    if !same(found.meta(), meta) {
+        return Err(changed(from));
+    }
+    let mut file = found.open().map_err(|e| {
+        let error = Error::io(format!("cannot read {}", from.display()), &e);
+        match source.shown == *from {
+            true => error,
+            false => error.cause(format!("the link {} leads there", source.shown.display())),
+        }
+    })?;
     let mode = meta.permissions().mode() & 0o777;
     let mut target =
         fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(to).at("create", to)?;
-    loop {
-        // Whole buffers, so that blocks arrive whole.
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match source.read(&mut buffer[filled..]).at("read", from)? {
-                0 => break,
-                n => filled += n,
+    let mut at = 0;
+    while let Some((start, end)) = next_data(&file, at, meta.len()).at("read", from)? {
+        progress.add(start - at);
+        seek(&file, start).at("read", from)?;
+        seek(&target, start).at("write", to)?;
+        at = start;
+        while at < end {
+            // Whole buffers, so that blocks arrive whole.
+            let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+            match file.read_exact(&mut buffer[..want]) {
+                Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Err(changed(from)),
+                other => other.at("read", from)?,
             }
+            target.write_all(&buffer[..want]).at("write", to)?;
+            progress.add(want as u64);
+            at += want as u64;
         }
-        target.write_all(&buffer[..filled]).at("write", to)?;
-        progress.add(filled as u64);
-        if filled < buffer.len() {
-            break;
-        }
+    }
+    if at < meta.len() {
+        target.set_len(meta.len()).at("write", to)?;
+        progress.add(meta.len() - at);
+    }
+    if !same(&file.metadata().at("read", from)?, meta) {
+        return Err(changed(from));
     }
     let modified = meta.modified().at("look at", from)?;
     target.set_modified(modified).at("set the time of", to)
 }
 
+fn seek(file: &File, to: u64) -> io::Result<()> {
+    let to = i64::try_from(to).map_err(|_| ErrorKind::FileTooLarge)?;
+    Ok(lseek(file, to, Whence::SeekSet).map(|_| ())?)
+}
+
+/// Where the next data is in a file of `len` bytes, from `at` on, in whole
+/// blocks; `None` if only a hole is left. A sparse file of terabytes costs what
+/// is in it.
+fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+    let find = |from: u64, what: Whence| {
+        let from = i64::try_from(from).map_err(|_| Errno::EFBIG)?;
+        lseek(file, from, what).map(|found| found as u64)
+    };
+    if at >= len {
+        return Ok(None);
+    }
+    let data = match find(at, Whence::SeekData) {
+        Ok(data) => data,
+        Err(Errno::ENXIO) => return Ok(None),
+        // This host does not know holes.
+        Err(Errno::EINVAL) => return Ok(Some((at, len))),
+        Err(e) => return Err(e.into()),
+    };
+    let hole = match find(data, Whence::SeekHole) {
+        Ok(hole) => hole,
+        // It was cut meanwhile, which is found when it is read.
+        Err(Errno::ENXIO) => len,
+        Err(e) => return Err(e.into()),
+    };
+    let start = (data / BLOCK_BYTES * BLOCK_BYTES).max(at);
+    let end = hole.next_multiple_of(BLOCK_BYTES).min(len);
+    Ok((start < end).then_some((start, end)))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
     use super::super::cluster::tests::{control_bytes, fake};
     use super::*;
 
@@ -347,10 +451,11 @@ mod tests {
             let (dir, data, fork) = setup();
             fs::write(data.join("PG_VERSION"), major.to_string()).unwrap();
             let outside = dir.path().join("outside");
-            for sub in ["ts/PG_14_1", "ts/PG_15_1", "wal"] {
+            for sub in ["ts/PG_14_1", "ts/PG_15_1", "ts/lost+found", "wal", "wal/lost+found"] {
                 fs::create_dir_all(outside.join(sub)).unwrap();
                 fs::write(outside.join(sub).join("f"), sub).unwrap();
             }
+            fs::write(outside.join("wal/00000002.history"), "wal").unwrap();
             fs::write(outside.join("key"), "k").unwrap();
             symlink(outside.join("ts"), data.join("pg_tblspc/16400")).unwrap();
             fs::remove_dir(data.join("pg_wal")).unwrap();
@@ -363,7 +468,8 @@ mod tests {
             let left_out = copy(&cluster, &fork, &ui()).unwrap();
             link_tablespaces(&fork, major).unwrap();
             assert!(left_out.len() == 1 && left_out[0].contains("dangling"), "{left_out:?}");
-            assert_eq!(fs::read(fork.join("pg_wal/f")).unwrap(), b"wal");
+            assert_eq!(fs::read(fork.join("pg_wal/00000002.history")).unwrap(), b"wal");
+            assert_eq!(fs::read_dir(fork.join("pg_wal")).unwrap().count(), 1, "only what is WAL's");
             assert!(!fork.join("pg_wal").is_symlink() && !fork.join("server.key").is_symlink());
             let tablespace = fork.join("pg_tblspc/16400");
             assert_eq!(tablespace.is_symlink(), major == 14);
@@ -377,15 +483,68 @@ mod tests {
 
     #[test]
     fn a_source_that_is_used_meanwhile_is_refused() {
-        let (_dir, data, _) = setup();
+        let (_dir, data, fork) = setup();
         let cluster = Cluster::inspect(&data).unwrap();
         check_same(&cluster).unwrap();
         fs::write(data.join("global/pg_control"), control_bytes(6, 8192)).unwrap();
         assert_eq!(check_same(&cluster).unwrap_err().kind, Kind::BadInput);
-        let mut plan = Plan::default();
-        plan.walk(&cluster, &data, Path::new("")).unwrap();
-        plan.check_unchanged().unwrap();
-        fs::write(data.join("PG_VERSION"), "15 \n").unwrap();
-        assert_eq!(plan.check_unchanged().unwrap_err().kind, Kind::BadInput);
+        let look = || {
+            let mut plan = Plan::new(&cluster).unwrap();
+            let top = Place::itself(&data).unwrap();
+            plan.walk(&top, &data, Path::new(""), Only::All).unwrap();
+            plan
+        };
+        let file = data.join("PG_VERSION");
+        let changes: [fn(&Path); 4] = [
+            |file| fs::write(file, "15 \n").unwrap(),
+            |file| fs::remove_file(file).unwrap(),
+            |file| {
+                fs::remove_file(file).unwrap();
+                symlink("/etc/hostname", file).unwrap();
+            },
+            |file| {
+                fs::remove_file(file).unwrap();
+                mkfifo(file, Mode::S_IRWXU).unwrap();
+            },
+        ];
+        for (n, change) in changes.iter().enumerate() {
+            // Gone, or a pipe, since the last change.
+            let _ = fs::remove_file(&file);
+            fs::write(&file, "15\n").unwrap();
+            let plan = look();
+            plan.check_unchanged().unwrap();
+            change(&file);
+            assert_eq!(plan.check_unchanged().unwrap_err().kind, Kind::BadInput, "change {n}");
+            let to = fork.join(n.to_string());
+            fs::create_dir(&to).unwrap();
+            let error = plan.carry_out(&to, &ui(), "").unwrap_err();
+            assert!(
+                error.kind == Kind::BadInput && error.message.contains("PG_VERSION"),
+                "change {n}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn holes_cost_nothing_and_stay_holes() {
+        let (_dir, data, fork) = setup();
+        // More than could be copied or stored.
+        let size = 4 << 40;
+        let sparse = File::create(data.join("base/1")).unwrap();
+        sparse.set_len(size).unwrap();
+        let data_at = [0, 5 << 20, size / 2 + 3 * 4096, size - 3];
+        for at in data_at {
+            sparse.write_at(b"abc", at).unwrap();
+        }
+        let cluster = Cluster::inspect(&data).unwrap();
+        copy(&cluster, &fork, &ui()).unwrap();
+        let copied = File::open(fork.join("base/1")).unwrap();
+        let meta = copied.metadata().unwrap();
+        assert!(meta.len() == size && meta.blocks() * 512 < 1 << 20, "{} bytes", meta.blocks() * 512);
+        for at in data_at {
+            let mut bytes = [0; 3];
+            copied.read_exact_at(&mut bytes, at).unwrap();
+            assert_eq!(&bytes, b"abc", "at {at}");
+        }
     }
 }

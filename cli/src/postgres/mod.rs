@@ -10,6 +10,7 @@ pub mod debian;
 pub mod identity;
 pub mod import;
 pub mod initdb;
+pub mod links;
 pub mod pid_file;
 pub mod server;
 pub mod tree;

@@ -9,8 +9,10 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use pgcowfs::device::foreign::read_small;
 
 use super::binaries::Binaries;
+use super::cluster::PID_FILE_MAX;
 use super::pid_file;
 use super::user::OsUser;
 use crate::error::{Context, Error, Kind, Result};
@@ -103,7 +105,9 @@ pub fn start(start: &Start, ui: &Ui) -> Result<Duration> {
             let last = log_since(start.log, log_begin).lines().last().unwrap_or_default().to_string();
             format!("waiting for {}: {last}", start.fork)
         });
-        fs::read_to_string(&pid_path).is_ok_and(|text| {
+        // The fork's user can put anything in its place.
+        read_small(&pid_path, PID_FILE_MAX).is_ok_and(|bytes| {
+            let text = String::from_utf8_lossy(&bytes);
             pid_file::process(&text) == i32::try_from(child.id()).ok()
                 && matches!(pid_file::status(&text), Some("ready" | "standby"))
         })
@@ -220,7 +224,8 @@ fn clear_crashed(start: &Start) -> Result<()> {
     for entry in entries {
         let lock = entry.at("list", start.socket_dir)?.path();
         if lock.extension().is_some_and(|e| e == "lock") {
-            let text = fs::read(&lock).at("read", &lock)?;
+            // It is the fork's user's directory, who may have put anything there.
+            let text = read_small(&lock, PID_FILE_MAX).unwrap_or_default();
             if !is_held(&String::from_utf8_lossy(&text)) {
                 fs::remove_file(&lock).at("remove", &lock)?;
             }

@@ -8,8 +8,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 
+use pgcowfs::device::foreign::read_small;
 use pgcowfs::{FileId, Fork, Kind as FileKind, Make};
 
+use super::conf::BYTES_MAX;
 use crate::error::{Context, Error, Result};
 
 /// What the rules need to know of a data directory, and to do to it.
@@ -71,6 +73,13 @@ impl Text {
 /// A directory of the host (or of the mount).
 pub struct DirTree(pub PathBuf);
 
+impl DirTree {
+    /// The path of something in it, never of anything else.
+    fn path(&self, path: &str) -> PathBuf {
+        self.0.join(path.trim_start_matches('/'))
+    }
+}
+
 /// The result of looking for something that may be missing.
 fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
@@ -82,27 +91,30 @@ fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 impl Tree for DirTree {
     fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
-        let path = self.0.join(path);
-        optional(fs::read(&path)).at("read", &path)
+        let path = self.path(path);
+        optional(read_small(&path, BYTES_MAX)).at("read", &path)
     }
 
     fn write(&self, path: &str, contents: &[u8]) -> Result<()> {
         // Never through a link: it may lead out of the tree, to a file that is
-        // not ours to change.
-        if self.link_target(path)?.is_some() {
+        // not ours to change. Nor into a pipe.
+        let there = self.path(path);
+        let there = optional(fs::symlink_metadata(&there)).at("look at", &there)?;
+        if there.is_some_and(|meta| !meta.is_file() && !meta.is_dir()) {
             self.remove(path)?;
         }
-        let path = self.0.join(path);
+        let path = self.path(path);
         let write = || {
             let mut options = fs::OpenOptions::new();
             options.write(true).create(true).truncate(true).mode(0o600);
+            options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
             options.open(&path)?.write_all(contents)
         };
         write().at("write", &path)
     }
 
     fn list(&self, dir: &str) -> Result<Vec<String>> {
-        let path = self.0.join(dir);
+        let path = self.path(dir);
         let names = || -> io::Result<Vec<String>> {
             let entries = optional(fs::read_dir(&path))?;
             let entries = entries.into_iter().flatten();
@@ -112,7 +124,7 @@ impl Tree for DirTree {
     }
 
     fn link_target(&self, path: &str) -> Result<Option<PathBuf>> {
-        let path = self.0.join(path);
+        let path = self.path(path);
         match fs::read_link(&path) {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(None),
             other => optional(other).at("read the link", &path),
@@ -120,7 +132,7 @@ impl Tree for DirTree {
     }
 
     fn remove(&self, path: &str) -> Result<()> {
-        let path = self.0.join(path);
+        let path = self.path(path);
         let remove = || match optional(fs::symlink_metadata(&path))? {
             None => Ok(()),
             Some(meta) if meta.is_dir() => fs::remove_dir_all(&path),
@@ -130,7 +142,7 @@ impl Tree for DirTree {
     }
 
     fn make_dir(&self, path: &str) -> Result<()> {
-        let path = self.0.join(path);
+        let path = self.path(path);
         fs::DirBuilder::new().mode(0o700).create(&path).at("make", &path)
     }
 }
@@ -150,7 +162,7 @@ impl ForkTree<'_> {
 
 impl Tree for ForkTree<'_> {
     fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
-        self.found("read", path, self.0.read_file(path))
+        self.found("read", path, self.0.read_file_up_to(path, BYTES_MAX))
     }
 
     fn write(&self, path: &str, contents: &[u8]) -> Result<()> {
@@ -210,10 +222,19 @@ mod tests {
         tree.write("la", b"2").unwrap();
         assert_eq!(tree.read("d/a").unwrap().unwrap(), b"1", "the link is replaced, not followed");
         assert_eq!((tree.link_target("d").unwrap(), tree.link_target("none").unwrap()), (None, None));
-        for path in ["d", "l", "la", "none"] {
+        nix::unistd::mkfifo(&dir.path().join("p"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(tree.read("p").unwrap_err().to_string().contains("a pipe"));
+        tree.write("p", b"3").unwrap();
+        assert_eq!(tree.read("p").unwrap().unwrap(), b"3");
+        assert!(tree.read("d").is_err() && tree.write("d", b"4").is_err());
+        for path in ["d", "l", "la", "p", "none"] {
             tree.remove(path).unwrap();
         }
         assert!(tree.list("").unwrap().is_empty());
+        // Nothing but what is in it, however it is called.
+        assert_eq!(tree.read("/etc/hostname").unwrap(), None);
+        tree.write("/a", b"5").unwrap();
+        assert_eq!(tree.read("a").unwrap().unwrap(), b"5");
     }
 
     #[test]

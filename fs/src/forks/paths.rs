@@ -6,7 +6,7 @@ use crate::ids::FileId;
 
 use super::fork::Fork;
 
-/// The largest file that is read as a whole.
+/// The largest file that is read as a whole, if nothing else is said.
 const READ_FILE_MAX: u64 = 64 << 20;
 
 impl Fork {
@@ -22,9 +22,14 @@ impl Fork {
 
     /// A file's contents.
     pub fn read_file(&self, path: &str) -> Result<Vec<u8>> {
+        self.read_file_up_to(path, READ_FILE_MAX)
+    }
+
+    /// A file's contents, unless it has more than `most` bytes.
+    pub fn read_file_up_to(&self, path: &str, most: u64) -> Result<Vec<u8>> {
         let attr = self.resolve(path)?;
         // Whoever owns the fork's files can make them of any size.
-        if attr.size > READ_FILE_MAX {
+        if attr.size > most {
             return Err(Error::TooLarge);
         }
         let mut bytes = Vec::new();
