@@ -235,6 +235,36 @@ fn directories_may_nest_very_deep() {
     store.close().unwrap();
 }
 
+/// Sparse files cost nothing, so their sizes may come to more than a number holds.
+#[test]
+fn the_sum_of_all_sizes_may_exceed_a_number() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let dir = main.resolve("base").unwrap().file;
+    let largest = pgcowfs::block::MAX_FILE_BYTES;
+    let files: Vec<FileId> = (0..u64::MAX / largest + 2)
+        .map(|n| {
+            let name = format!("f{n}");
+            let file = main.make(dir, name.as_bytes(), Make::File, 0o600, 0, 0).unwrap().file;
+            resize(&main, file, largest);
+            file
+        })
+        .collect();
+    main.sync_all().unwrap();
+    let sum = |store: &Store| store.info("main").unwrap().logical_bytes;
+    let child = fork(&store, "main", "child");
+    let before = sum(&store);
+    resize(&child, files[0], 1);
+    child.unlink(dir, b"f1").unwrap();
+    child.sync_all().unwrap();
+    let again = parts.worst_crash().open();
+    assert_eq!(sum(&again), before);
+    assert_eq!(again.check(true).unwrap(), Vec::<String>::new());
+    again.close().unwrap();
+    store.close().unwrap();
+}
+
 // ---- the disk fills at every point ----------------------------------------
 
 /// A fork and what was acknowledged in it.

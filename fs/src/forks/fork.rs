@@ -364,7 +364,7 @@ impl Head {
         let inode = self.inode_mut(file)?;
         let old = std::mem::replace(&mut inode.size, size);
         if named {
-            self.state.logical_bytes = self.state.logical_bytes.saturating_sub(old) + size;
+            self.state.logical_bytes = self.state.logical_bytes.wrapping_sub(old).wrapping_add(size);
         }
         if old != size {
             self.changed(file);

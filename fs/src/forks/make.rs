@@ -135,7 +135,7 @@ impl Store {
                 body,
             };
             if one.kind == Kind::File {
-                head.state.logical_bytes += size;
+                head.state.logical_bytes = head.state.logical_bytes.wrapping_add(size);
             }
             if child_role == Role::Scratch {
                 head.state.scratch_dirs.insert(file);

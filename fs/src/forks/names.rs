@@ -74,7 +74,7 @@ impl Head {
         let inode = Arc::unwrap_or_clone(inode);
         self.state.scratch_dirs.remove(&file);
         if inode.kind == Kind::File {
-            self.state.logical_bytes = self.state.logical_bytes.saturating_sub(inode.size);
+            self.state.logical_bytes = self.state.logical_bytes.wrapping_sub(inode.size);
         }
         if inode.kind == Kind::Directory {
             self.removed_dirs.push_back(inode.attr(file));

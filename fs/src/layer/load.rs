@@ -57,7 +57,7 @@ pub fn layer(
         if let Some(was) = &was
             && was.kind == Kind::File
         {
-            state.logical_bytes = state.logical_bytes.saturating_sub(was.size);
+            state.logical_bytes = state.logical_bytes.wrapping_sub(was.size);
         }
         let Some(rec) = InodeRecord::decode(k, v)? else {
             state.inodes.remove(&file);
@@ -96,7 +96,7 @@ pub fn layer(
             _ => Body::Empty,
         };
         if rec.kind == Kind::File {
-            state.logical_bytes = state.logical_bytes.saturating_add(rec.size);
+            state.logical_bytes = state.logical_bytes.wrapping_add(rec.size);
         }
         if rec.kind == Kind::Directory && rec.role == Role::Scratch {
             state.scratch_dirs.insert(file);

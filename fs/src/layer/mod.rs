@@ -38,7 +38,8 @@ pub struct State {
     pub names: OrdMap<NameKey, (FileId, Kind)>,
     /// Directories whose contents a fork leaves out.
     pub scratch_dirs: OrdSet<FileId>,
-    /// Sum of the sizes of all regular files, in bytes.
+    /// Sum of the sizes of all regular files, in bytes. Modulo 2^64: sparse files
+    /// come to that, and the sum must stay what it is for `check`.
     pub logical_bytes: u64,
 }
 
