@@ -1,6 +1,7 @@
 //! How a command fails: what happened, why, and what to do next, under one of
 //! a few kinds that scripts can tell apart by the exit code.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -151,19 +152,49 @@ impl Error {
     /// The error for people, on several lines, without a final newline.
     pub fn render(&self, color: bool) -> String {
         let (red, bold, off) = if color { ("\x1b[1;31m", "\x1b[1m", "\x1b[0m") } else { ("", "", "") };
-        let mut out = format!("{red}error:{off} {}", self.message);
+        let mut out = format!("{red}error:{off} {}", one_line(&self.message));
         for cause in &self.causes {
-            out += &format!("\n  {bold}why:{off} {cause}");
+            out += &format!("\n  {bold}why:{off} {}", one_line(cause));
         }
         if let Some(detail) = &self.detail {
             for line in detail.trim_end().lines() {
-                out += &format!("\n  | {line}");
+                out += &format!("\n  | {}", one_line(line));
             }
         }
         if let Some(hint) = &self.hint {
-            out += &format!("\n  {bold}hint:{off} {hint}");
+            out += &format!("\n  {bold}hint:{off} {}", one_line(hint));
         }
         out
+    }
+}
+
+/// Of a text that is longer than both together, so much is shown of its
+/// beginning and of its end: a path, and what is wrong with it.
+const HEAD_CHARS: usize = 3000;
+const TAIL_CHARS: usize = 1000;
+
+/// A text as a terminal and a log can take it: on one line, and without
+/// sequences that a terminal would act on. File names can hold both, and a file
+/// that is taken for something else lines of any length.
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| !c.is_control() || c == '\t';
+    let escape = |text: &str| -> String {
+        let escaped = |c: char| match is_plain(c) {
+            true => c.to_string(),
+            false => c.escape_default().to_string(),
+        };
+        text.chars().map(escaped).collect()
+    };
+    // A character has four bytes at most.
+    if text.len() > 4 * (HEAD_CHARS + TAIL_CHARS) || text.chars().count() > HEAD_CHARS + TAIL_CHARS {
+        let head: String = text.chars().take(HEAD_CHARS).collect();
+        let tail: String = text.chars().rev().take(TAIL_CHARS).collect();
+        let tail: String = tail.chars().rev().collect();
+        return format!("{} ... {}", escape(&head), escape(&tail)).into();
+    }
+    match text.chars().all(is_plain) {
+        true => text.into(),
+        false => escape(text).into(),
     }
 }
 
@@ -268,6 +299,19 @@ mod tests {
         );
         assert!(error.render(true).contains("\x1b[1;31merror:"));
         assert_eq!(error.to_string(), "fork \"a\" is running: process 12 serves it");
+    }
+
+    #[test]
+    fn nothing_of_a_name_reaches_the_terminal_but_text() {
+        let error = Error::new(Kind::BadInput, "no \x1b[2J\nfork").detail("a\tb\n\u{9b}31m").hint("\x07");
+        assert_eq!(
+            error.render(false),
+            "error: no \\u{1b}[2J\\nfork\n  | a\tb\n  | \\u{9b}31m\n  hint: \\u{7}"
+        );
+        assert_eq!(one_line("grüße"), "grüße");
+        let long = format!("head{}tail", "x\n".repeat(1 << 20));
+        let shown = one_line(&long);
+        assert!(shown.len() < 10_000 && shown.starts_with("headx") && shown.ends_with("\\ntail"), "{shown}");
     }
 
     #[test]

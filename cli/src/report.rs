@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::error::one_line;
 use crate::postgres::server::State;
 use crate::protocol::{ForkRow, Inspected};
 use crate::ui::{Cell, bytes_text, duration_text, pairs, table};
@@ -567,7 +568,7 @@ impl Report for CheckReport {
                 .collect();
             out += &table(&["WHAT", "FORKS", "FILE", "BLOCK"], &[false, false, false, true], &rows);
             for f in &found.findings {
-                out += &format!("\n{}\n  next: {}\n", f.message, f.next_step);
+                out += &format!("\n{}\n  next: {}\n", one_line(&f.message), one_line(&f.next_step));
             }
             out.push('\n');
         }

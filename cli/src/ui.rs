@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result, one_line};
 use crate::report::Report;
 
 /// How to talk to the user.
@@ -53,14 +53,14 @@ impl Ui {
     /// A remark about what is going on.
     pub fn note(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            self.stderr(text.as_ref());
+            self.stderr(&one_line(text.as_ref()));
         }
     }
 
     /// Something the user should know although the command goes on.
     pub fn warn(&self, text: impl AsRef<str>) {
         let (yellow, off) = if self.color_err { ("\x1b[1;33m", "\x1b[0m") } else { ("", "") };
-        self.stderr(&format!("{yellow}warning:{off} {}", text.as_ref()));
+        self.stderr(&format!("{yellow}warning:{off} {}", one_line(text.as_ref())));
     }
 
     /// The reason for a failure.
@@ -167,7 +167,7 @@ impl Waiting {
     pub fn tell(&mut self, what: impl FnOnce() -> String) {
         let waited = self.started.elapsed();
         if let Some(bar) = self.bar.as_ref().filter(|_| waited > Duration::from_secs(1)) {
-            bar.set_message(format!("{} ({})", what(), duration_text(waited)));
+            bar.set_message(format!("{} ({})", one_line(&what()), duration_text(waited)));
             bar.tick();
         } else if self.bar.is_none() && self.said.elapsed() >= SAY_EVERY {
             self.said = Instant::now();
@@ -249,7 +249,7 @@ pub struct Cell {
 impl Cell {
     /// Without a colour.
     pub fn plain(text: impl Into<String>) -> Cell {
-        Cell { text: text.into(), color: None }
+        Cell { text: one_line(&text.into()).into_owned(), color: None }
     }
 
     /// With an SGR colour such as "32", where colours are wanted.

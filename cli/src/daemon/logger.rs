@@ -5,6 +5,8 @@ use std::io::Write;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use crate::error::one_line;
+
 struct Logger;
 
 impl Log for Logger {
@@ -23,8 +25,9 @@ impl Log for Logger {
             };
             let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ");
             // A log that cannot be written must not end the daemon.
+            let text = record.args().to_string();
             let _ =
-                writeln!(std::io::stderr().lock(), "{now} {level} {}: {}", record.target(), record.args());
+                writeln!(std::io::stderr().lock(), "{now} {level} {}: {}", record.target(), one_line(&text));
         }
     }
 
