@@ -63,6 +63,9 @@ pub const SERVER_DIRS: [&str; 18] = [
     "pg_xlog",
 ];
 
+/// So many things outside are named in one error.
+const NAMED_MAX: usize = 20;
+
 /// Files that a fork's rules edit: they must be the fork's own.
 const OWN_FILES: [&str; 2] = ["postgresql.conf", "postgresql.auto.conf"];
 
@@ -96,6 +99,8 @@ pub fn check_contained(tree: &dyn Tree, fork: &str) -> Result<()> {
             outside.push(format!("{name} is a link to {}", target.display()));
         }
     }
+    outside.extend(tablespaces_to_come(tree)?);
+    outside.truncate(NAMED_MAX);
     if outside.is_empty() {
         return Ok(());
     }
@@ -105,12 +110,25 @@ pub fn check_contained(tree: &dyn Tree, fork: &str) -> Result<()> {
     )
     .hint(
         "move them inside: ALTER TABLE/DATABASE ... SET TABLESPACE pg_default and DROP TABLESPACE; \
-             a pg_wal goes back into a stopped fork's directory",
+             a pg_wal goes back into a stopped fork's directory; a backup is started once where it is",
     );
     for line in outside {
         error = error.cause(line);
     }
     Err(error)
+}
+
+/// The tablespaces outside that the first start would make: a server that
+/// begins with a backup_label replaces what is in pg_tblspc by links to where
+/// tablespace_map says.
+fn tablespaces_to_come(tree: &dyn Tree) -> Result<Vec<String>> {
+    let (Some(_), Some(map)) = (tree.read("backup_label")?, tree.read("tablespace_map")?) else {
+        return Ok(Vec::new());
+    };
+    let map = String::from_utf8_lossy(&map);
+    let places = map.lines().filter_map(|line| line.split_once(' '));
+    let outside = places.filter(|(name, to)| conf::within(&format!("pg_tblspc/{name}"), to).is_none());
+    Ok(outside.map(|(name, to)| format!("tablespace_map puts tablespace {name} at {to}")).collect())
 }
 
 /// Where a link points, if that is not below the data directory's top.
@@ -425,6 +443,16 @@ mod tests {
         p.tree.remove("pg_wal").unwrap();
         apply(&p.tree, &identity(false)).unwrap();
         assert_eq!(p.tree.link_target("log").unwrap(), None);
+    }
+
+    #[test]
+    fn a_backups_map_of_tablespaces_leads_nowhere_else() {
+        let p = parent("", "");
+        p.tree.write("tablespace_map", b"16400 /data/ts1\n16401 ../inside\n").unwrap();
+        apply(&p.tree, &identity(false)).unwrap();
+        p.tree.write("backup_label", b"START WAL LOCATION: 0/28\n").unwrap();
+        let error = apply(&p.tree, &identity(false)).unwrap_err();
+        assert_eq!(error.causes, ["tablespace_map puts tablespace 16400 at /data/ts1"]);
     }
 
     #[test]
