@@ -78,6 +78,9 @@ fn failed(path: &Path, e: io::Error) -> Error {
     }
 }
 
+/// Which names of a directory are taken.
+type Wanted = fn(&[u8]) -> bool;
+
 struct Scan<'a> {
     dir: &'a Path,
     owner: u32,
@@ -90,7 +93,7 @@ struct Scan<'a> {
 
 impl Scan<'_> {
     /// The entries of the directory at `path` whose names are `wanted`.
-    fn directory(&mut self, place: &Place, path: &Path, wanted: fn(&[u8]) -> bool) -> Result<Vec<Found>> {
+    fn directory(&mut self, place: &Place, path: &Path, wanted: Wanted) -> Result<Vec<Found>> {
         if self.names.len() > DEPTH_MAX {
             return Err(bad(path, format!("its directories nest more than {DEPTH_MAX} deep")));
         }
@@ -189,7 +192,7 @@ impl Scan<'_> {
 
     /// What is taken of the directory that was just entered, and what must be
     /// there if it is elsewhere.
-    fn contents(&self, elsewhere: bool) -> (fn(&[u8]) -> bool, Option<&'static str>) {
+    fn contents(&self, elsewhere: bool) -> (Wanted, Option<&'static str>) {
         match self.names.as_slice() {
             [top, _] if top == b"pg_tblspc" => (belongs_in_tablespace, elsewhere.then_some("tablespace")),
             [top] if top == b"pg_wal" && elsewhere => (belongs_in_wal, Some("WAL")),
