@@ -2,17 +2,22 @@
 //! of a store. Each time the store is refused with a reason, or every read gives
 //! the right bytes or EIO; and what is wrong is found by `check` and `scrub`.
 
+#[path = "common/mem.rs"]
+mod mem;
+
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use pgcowfs::check::{Finding, Kind, pg, scrub};
+use pgcowfs::check::{Finding, Kind, Stored, pg, scrub};
 use pgcowfs::forks::{check_closed, repair_closed};
+use pgcowfs::map::mem::MemMap;
 use pgcowfs::map::rocks::RocksMap;
 use pgcowfs::map::schema::{BaseSealRecord, Counters, LayerRecord, SlotsRecord};
-use pgcowfs::map::{Batch, Map};
+use pgcowfs::map::{Batch, Map, Visit};
 use pgcowfs::{Error, FileId, Fork, Make, Options, Store};
 
 const B: u64 = 8192;
@@ -515,4 +520,58 @@ fn a_damaged_page_header_of_postgresql_is_seen() {
         bad[at] ^= 0x81;
         assert!(pg::wrong(&bad, 5, true).is_some(), "byte {at}");
     }
+}
+
+/// A map that counts what is asked of it.
+struct Counted {
+    map: MemMap,
+    gets: AtomicU64,
+}
+
+impl Map for Counted {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        self.gets.fetch_add(1, Ordering::Relaxed);
+        self.map.get(key)
+    }
+    fn scan(&self, start: &[u8], end: &[u8], visit: &mut Visit<'_>) -> Result<(), Error> {
+        self.map.scan(start, end, visit)
+    }
+    fn commit(&self, batch: &Batch) -> Result<(), Error> {
+        self.map.commit(batch)
+    }
+    fn close(&self) -> Result<(), Error> {
+        self.map.close()
+    }
+    fn verify(&self, alive: &mut dyn FnMut() -> bool) -> Result<Vec<String>, Error> {
+        self.map.verify(alive)
+    }
+}
+
+/// What a file is to PostgreSQL is found out once, however many pages it has.
+#[test]
+fn looking_at_postgresqls_pages_costs_nothing_per_page() {
+    let lookups = |blocks: u64| {
+        let parts = mem::Parts3::new();
+        let store = parts.open();
+        let main = mem::cluster(&store, "main");
+        let rel = mem::file(&main, "base/5/16384");
+        // New to PostgreSQL, so nothing is wrong with them; and two that nobody has written.
+        (0..blocks).for_each(|block| main.write(rel, block * B, &mem::page(0)).unwrap());
+        let child = mem::fork(&store, "main", "child");
+        [1, 4].into_iter().for_each(|block| child.write(rel, block * B, &mem::page(7)).unwrap());
+        child.sync_all().unwrap();
+        let map = Counted { map: parts.map.clone(), gets: AtomicU64::new(0) };
+        let stored = Stored { map: &map, delta: &parts.delta, inplace: &parts.inplace, in_use: &|_| false };
+        let options = scrub::Options { postgres: true, ..Default::default() };
+        let (findings, progress) = scrub::scrub(&stored, &options, &mut |_| true).unwrap();
+        assert_eq!(progress.pages, blocks + 2);
+        let found: Vec<_> =
+            findings.iter().map(|f| (f.path.as_deref(), f.block, f.forks.as_slice())).collect();
+        let forks = ["child".to_string()];
+        let wrong = |block| (Some("base/5/16384"), Some(block), &forks[..]);
+        assert_eq!(found, [wrong(1), wrong(4)]);
+        store.close().unwrap();
+        map.gets.into_inner()
+    };
+    assert_eq!(lookups(10), lookups(3000));
 }

@@ -107,6 +107,14 @@ impl<'a> Locator<'a> {
         self.forks.iter().find(|(record, _)| record.name == fork).map(|(_, chain)| chain.as_slice())
     }
 
+    /// A layer and those below it, newest first.
+    pub fn chain_from(&self, layer: LayerId) -> Option<&[LayerId]> {
+        self.forks.iter().find_map(|(_, chain)| {
+            let at = chain.iter().position(|&l| l == layer)?;
+            chain.get(at..)
+        })
+    }
+
     /// All layers that forks reach.
     pub fn reached(&self) -> impl Iterator<Item = LayerId> + '_ {
         self.forks.iter().flat_map(|(_, chain)| chain.iter().copied())

@@ -3,11 +3,16 @@
 
 use std::collections::HashMap;
 
-use crate::block::{BLOCK_SIZE, BlockNo};
+use crate::attr::Kind as FileKind;
+use crate::base::BaseFile;
+use crate::block::{BLOCK_SIZE, BlockNo, ZERO_PAGE};
+use crate::class::Role;
 use crate::delta;
 use crate::device::DirectBuf;
-use crate::error::Result;
-use crate::ids::FileId;
+use crate::error::{Error, Result};
+use crate::ids::{FileId, LayerId};
+use crate::map::schema::{self, BaseFileRecord, InodeRecord, NameRecord, tag};
+use crate::map::{Map, prefix_end};
 
 use super::Stored;
 use super::locate::{Locator, page_of};
@@ -85,43 +90,83 @@ pub fn wrong(page: &[u8], block: BlockNo, checksums: bool) -> Option<String> {
     (checksums && have != want).then(|| format!("PostgreSQL's checksum is {have}, and should be {want}"))
 }
 
-/// The first block of a relation's file within the whole relation; `None` if the
-/// path is no relation's main file.
-fn first_block(path: &str) -> Option<BlockNo> {
-    let relations =
-        path.starts_with("base/") || path.starts_with("global/") || path.starts_with("pg_tblspc/");
-    let name = path.rsplit('/').next()?;
+/// The first block of a relation's file within the whole relation; `None` if
+/// that is no name of a relation's file.
+fn first_block(name: &[u8]) -> Option<BlockNo> {
+    let name = std::str::from_utf8(name).ok()?;
     let (node, segment) = match name.split_once('.') {
         Some((node, segment)) => (node, segment.parse::<u32>().ok()?),
         None => (name, 0),
     };
     let number = node.split_once('_').map_or(node, |(number, _)| number);
-    let relation = relations && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    let relation = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
     relation.then_some(())?;
-    segment.checked_mul(131_072)
+    segment.checked_mul(SEGMENT_BLOCKS)
 }
 
-/// Checks pages of several clusters.
-#[derive(Default)]
-pub struct PageCheck {
-    checksums: HashMap<String, bool>,
+/// Blocks of one file of a relation: a gibibyte.
+const SEGMENT_BLOCKS: BlockNo = 131_072;
+
+/// The relations of a store: a file has the same number in all layers and forks,
+/// so what it is has to be found out once, however many pages it has.
+pub struct Relations<'a> {
+    stored: Stored<'a>,
+    /// The first block of each relation's file.
+    first_blocks: HashMap<FileId, BlockNo>,
+    /// Which layers' clusters have checksums.
+    checksums: HashMap<LayerId, bool>,
 }
 
-impl PageCheck {
-    /// Whether it is known if the fork's cluster has checksums.
-    pub fn knows(&self, fork: &str) -> bool {
-        self.checksums.contains_key(fork)
+impl<'a> Relations<'a> {
+    /// Finds them by their names.
+    pub fn new(stored: Stored<'a>) -> Result<Relations<'a>> {
+        let mut roles: HashMap<FileId, Role> = HashMap::from([(FileId::ROOT, Role::Top)]);
+        let mut first_blocks = HashMap::new();
+        let all = (vec![tag::INODE], prefix_end(&[tag::INODE]));
+        stored.map.scan(&all.0, &all.1, &mut |k, v| {
+            // A record that cannot be read is a finding of the check.
+            if let (Ok(file), Ok(Some(inode))) = (schema::file_of_key(k), InodeRecord::decode(k, v))
+                && inode.kind == FileKind::Directory
+            {
+                roles.insert(file, inode.role);
+            }
+            Ok(true)
+        })?;
+        let all = (vec![tag::NAME], prefix_end(&[tag::NAME]));
+        stored.map.scan(&all.0, &all.1, &mut |k, v| {
+            if let Ok((dir, name, NameRecord::Entry(file, FileKind::File))) = NameRecord::decode(k, v)
+                && roles.get(&dir) == Some(&Role::Relations)
+                && let Some(block) = first_block(&name)
+            {
+                first_blocks.insert(file, block);
+            }
+            Ok(true)
+        })?;
+        Ok(Relations { stored, first_blocks, checksums: HashMap::new() })
     }
 
-    /// It has, or it has not.
-    pub fn learn(&mut self, fork: &str, checksums: bool) {
-        self.checksums.insert(fork.to_string(), checksums);
-    }
-
-    /// What is wrong with a block of a file, if that is a relation's.
-    pub fn wrong(&self, fork: &str, path: &str, block: BlockNo, page: &[u8]) -> Option<String> {
-        let checksums = self.checksums.get(fork).copied().unwrap_or(false);
-        wrong(page, first_block(path)?.checked_add(block)?, checksums)
+    /// What is wrong with a block of a file as `layer` has it, if that file is a
+    /// relation's.
+    pub fn wrong(
+        &mut self,
+        locator: &Locator<'_>,
+        layer: LayerId,
+        file: FileId,
+        block: BlockNo,
+        page: &[u8],
+    ) -> Result<Option<String>> {
+        let Some(first) = self.first_blocks.get(&file) else { return Ok(None) };
+        let Some(block) = first.checked_add(block) else { return Ok(None) };
+        let checksums = match self.checksums.get(&layer) {
+            Some(known) => *known,
+            None => {
+                let chain = locator.chain_from(layer).unwrap_or_default();
+                let found = cluster_has_checksums(&self.stored, chain)?;
+                self.checksums.insert(layer, found);
+                found
+            }
+        };
+        Ok(wrong(page, block, checksums))
     }
 }
 
@@ -131,28 +176,79 @@ const CONTROL_VERSIONS: [u32; 3] = [1201, 1300, 1800];
 const CONTROL_VERSION_AT: usize = 8;
 const CHECKSUM_VERSION_AT: usize = 252;
 
-/// Whether the cluster of a fork has data checksums, by its pg_control.
-pub fn cluster_has_checksums(stored: &Stored<'_>, locator: &Locator<'_>, fork: &str) -> Result<bool> {
-    let Some(chain) = locator.chain(fork) else { return Ok(false) };
-    let Some(state) = locator.state(fork).transpose()? else { return Ok(false) };
-    let find = |dir: FileId, name: &[u8]| state.names.get(&(dir, name.into())).map(|(file, _)| *file);
-    let Some(control) = find(FileId::ROOT, b"global").and_then(|dir| find(dir, b"pg_control")) else {
-        return Ok(false);
-    };
-    let mut buf = DirectBuf::with_capacity(BLOCK_SIZE);
+/// Whether a cluster has data checksums, by its pg_control in these layers.
+fn cluster_has_checksums(stored: &Stored<'_>, chain: &[LayerId]) -> Result<bool> {
+    let mut control = FileId::ROOT;
+    for name in [&b"global"[..], b"pg_control"] {
+        match entry(stored.map, chain, control, name)? {
+            Some(file) => control = file,
+            None => return Ok(false),
+        }
+    }
+    let mut page = Box::new(ZERO_PAGE);
     match page_of(stored.map, chain, control, 0)? {
         Some((_, record)) => {
+            let mut buf = DirectBuf::with_capacity(BLOCK_SIZE);
             let name = delta::file_name(record.slot.delta());
             let read = stored
                 .delta
                 .open(&name, false)
                 .and_then(|f| f.read_direct(&mut buf, BLOCK_SIZE, record.slot.offset()));
-            read.map_err(|e| crate::error::Error::io("reading pg_control", e))?;
+            read.map_err(|e| Error::io("reading pg_control", e))?;
+            page.copy_from_slice(buf.as_slice());
         }
-        None => return Ok(false),
+        // A base, on which no server has run since.
+        None => match base_of(stored.map, chain, control)? {
+            Some(base) => base.read(0, &mut page[..])?,
+            None => return Ok(false),
+        },
     }
-    let word = |at: usize| {
-        buf.as_slice().get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-    };
+    let word = |at: usize| page.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     Ok(CONTROL_VERSIONS.contains(&word(CONTROL_VERSION_AT)) && word(CHECKSUM_VERSION_AT) != 0)
+}
+
+/// The entry `name` of a directory, as the newest of these layers has it.
+fn entry(map: &dyn Map, chain: &[LayerId], dir: FileId, name: &[u8]) -> Result<Option<FileId>> {
+    for &layer in chain {
+        let key = NameRecord::key(layer, dir, name);
+        if let Some(value) = map.get(&key)? {
+            return Ok(match NameRecord::decode(&key, &value)?.2 {
+                NameRecord::Entry(file, _) => Some(file),
+                NameRecord::Whiteout => None,
+            });
+        }
+    }
+    Ok(None)
+}
+
+/// The base file that a file is in these layers.
+fn base_of(map: &dyn Map, chain: &[LayerId], file: FileId) -> Result<Option<BaseFile>> {
+    for &layer in chain {
+        let key = BaseFileRecord::key(layer, file);
+        if let Some(value) = map.get(&key)? {
+            return Ok(Some(BaseFile::new(BaseFileRecord::decode(&key, &value)?.1)));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relations_by_their_names() {
+        for (name, first) in [
+            ("1259", Some(0)),
+            ("1259.1", Some(SEGMENT_BLOCKS)),
+            ("16384_fsm", Some(0)),
+            ("16384_vm.2", Some(2 * SEGMENT_BLOCKS)),
+            ("16384.99999999", None),
+            ("pg_filenode.map", None),
+            ("PG_VERSION", None),
+            ("x", None),
+        ] {
+            assert_eq!(first_block(name.as_bytes()), first, "{name}");
+        }
+    }
 }

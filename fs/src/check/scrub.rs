@@ -22,7 +22,7 @@ use crate::map::schema::{
 };
 use crate::seal;
 
-use super::pg::PageCheck;
+use super::pg::Relations;
 use super::{Finding, Kind, Locator, Stored};
 
 /// Block records read at a time; they are sorted by place then.
@@ -72,7 +72,8 @@ struct Scrub<'a, 'b> {
     stopped: bool,
     buf: DirectBuf,
     deltas: HashMap<u32, Arc<dyn DeviceFile>>,
-    pages: PageCheck,
+    /// If PostgreSQL's view is asked for.
+    relations: Option<Relations<'a>>,
     findings: Vec<Finding>,
 }
 
@@ -100,7 +101,7 @@ pub fn scrub<'b>(
         stopped: false,
         buf: DirectBuf::with_capacity(READ_BLOCKS * BLOCK_SIZE),
         deltas: HashMap::new(),
-        pages: PageCheck::default(),
+        relations: options.postgres.then(|| Relations::new(*stored)).transpose()?,
         findings: Vec::new(),
     };
     scrub.measure()?;
@@ -248,9 +249,7 @@ impl Scrub<'_, '_> {
             let at = (page.record.slot.0 - first.0) as usize * BLOCK_SIZE;
             let bytes = &buf.as_slice().get(at..at + BLOCK_SIZE).unwrap_or_default();
             if read.is_ok() && crc32fast::hash(bytes) == page.record.crc {
-                if self.options.postgres {
-                    self.postgres(page, bytes)?;
-                }
+                self.postgres(page, bytes)?;
             } else {
                 self.look_again(page)?;
             }
@@ -305,19 +304,16 @@ impl Scrub<'_, '_> {
     }
 
     fn postgres(&mut self, page: &PageOf, bytes: &[u8]) -> Result<()> {
+        let Some(relations) = &mut self.relations else { return Ok(()) };
+        let found = relations.wrong(&self.locator, page.layer, page.file, page.block, bytes)?;
+        let Some(what) = found else { return Ok(()) };
         let forks = self.locator.forks_that_see(page.layer, page.file, page.block)?;
-        let Some(fork) = forks.first() else { return Ok(()) };
-        let path = self.locator.path(fork, page.file);
-        let known = self.pages.knows(fork);
-        if !known {
-            let checksums = super::pg::cluster_has_checksums(&self.stored, &self.locator, fork)?;
-            self.pages.learn(fork, checksums);
+        if forks.is_empty() {
+            return Ok(());
         }
-        if let Some(what) = self.pages.wrong(fork, &path, page.block, bytes) {
-            let next_step =
-                "pgcowfs has it as it was written: look into PostgreSQL (amcheck, pg_checksums)".to_string();
-            self.found(Kind::Postgres, forks, page.file, page.block, what, next_step);
-        }
+        let next_step =
+            "pgcowfs has it as it was written: look into PostgreSQL (amcheck, pg_checksums)".to_string();
+        self.found(Kind::Postgres, forks, page.file, page.block, what, next_step);
         Ok(())
     }
 
