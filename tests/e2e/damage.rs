@@ -1,6 +1,7 @@
 //! A damaged page, as a user meets it.
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use crate::common::pg::Postgres;
 use crate::common::store::{QUIET, Store, number, text};
@@ -112,4 +113,74 @@ fn a_damaged_page_is_an_error_with_a_name() {
     std::fs::write(&id, bytes).expect("damage STORE");
     let done = store.run(["check"]);
     assert!(done.code == 8 && done.stdout.contains("STORE"), "{}", done.report());
+}
+
+/// Every page of a real server is right, of every kind of index and map; one that was changed on its way to pgcowfs is
+/// named, also in a fork's own layer, and nothing else is.
+#[test]
+fn a_page_that_is_wrong_for_postgres_is_named() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let store = Store::new();
+    store.create("main", QUIET);
+    store.create_without_checksums("plain", QUIET);
+    for name in ["main", "plain"] {
+        store.start(name);
+        psql(
+            &store,
+            name,
+            "CREATE TABLE t (n int PRIMARY KEY, a int[], p point, s text); \
+             INSERT INTO t SELECT i, ARRAY[i, i + 1], point(i, i), repeat('s', i % 1000) \
+             FROM generate_series(1, 3000) i; \
+             CREATE INDEX ON t USING hash (n); CREATE INDEX ON t USING gin (a); CREATE INDEX ON t USING gist (p); \
+             CREATE INDEX ON t USING spgist (s); CREATE INDEX ON t USING brin (n); CREATE UNLOGGED TABLE u (n serial)",
+        );
+        psql(&store, name, "VACUUM t");
+        psql(&store, name, "CHECKPOINT");
+    }
+    store.ok(["fork", "main", "child"]);
+    store.start("child");
+    psql(&store, "child", "UPDATE t SET s = '' WHERE n % 100 = 0");
+    let path = psql(&store, "child", "SELECT pg_relation_filepath('t')");
+    assert_eq!(psql(&store, "plain", "SELECT pg_relation_filepath('t')"), path, "made in the same way");
+    for name in ["child", "main", "plain"] {
+        store.stop(name);
+    }
+    let scrub = |code: i32| {
+        let done = store.run(["scrub", "--pg", "--json"]);
+        assert_eq!(done.code, code, "{}", done.report());
+        serde_json::from_str::<serde_json::Value>(&done.stdout).expect("JSON")
+    };
+    let right = scrub(0);
+    assert!(number(&right, "pages_read") > 3000, "{right}");
+
+    let flip = |file: &Path, at: u64| {
+        let open = std::fs::File::options().read(true).write(true).open(file).expect("open a relation");
+        let mut page = [0; 8192];
+        open.read_exact_at(&mut page, at / 8192 * 8192).expect("read a page");
+        page[(at % 8192) as usize] ^= 0x10;
+        open.write_all_at(&page, at / 8192 * 8192).and_then(|()| open.sync_all()).expect("write it");
+    };
+    // In the middle of a page it takes a checksum to see; the header says more.
+    flip(&store.path("child").join(&path), 22 * 8192 + 5000);
+    flip(&store.path("main").join(&path), 3 * 8192 + 17);
+    let other = store.path("plain").join(&path);
+    flip(&other, 4 * 8192 + 5000);
+    flip(&other, 5 * 8192 + 19);
+    let found = scrub(8);
+    let mut named: Vec<(String, u64, String)> = found["findings"]
+        .as_array()
+        .expect("findings")
+        .iter()
+        .map(|f| {
+            assert_eq!((text(f, "kind"), text(f, "path")), ("postgres", path.as_str()), "{f}");
+            let why = ["checksum", "out of order", "page size"];
+            let why = why.into_iter().find(|why| text(f, "message").contains(why)).unwrap_or("another");
+            (f["forks"][0].as_str().expect("a fork").to_owned(), number(f, "block"), why.to_owned())
+        })
+        .collect();
+    named.sort();
+    let wanted = [("child", 22, "checksum"), ("main", 3, "out of order"), ("plain", 5, "page size")];
+    assert_eq!(named, wanted.map(|(fork, block, why)| (fork.to_owned(), block, why.to_owned())), "{found}");
 }

@@ -236,6 +236,60 @@ fn base_of(map: &dyn Map, chain: &[LayerId], file: FileId) -> Result<Option<Base
 mod tests {
     use super::*;
 
+    /// Pages as a server wrote them, with their path and block.
+    fn pages() -> Vec<(String, BlockNo, Vec<u8>)> {
+        let mut pages: Vec<(String, BlockNo, Vec<u8>)> = Vec::new();
+        for line in include_str!("pages.txt").lines().filter(|line| !line.starts_with('#')) {
+            if let Some(rest) = line.strip_prefix("page ") {
+                let mut words = rest.split([' ', ':']);
+                let (path, block) = (words.next().unwrap(), words.next().unwrap().parse().unwrap());
+                pages.push((path.into(), block, vec![0; BLOCK_SIZE]));
+                continue;
+            }
+            let (at, bytes) = line.split_once(": ").unwrap();
+            let at: usize = at.trim().parse().unwrap();
+            let page = &mut pages.last_mut().unwrap().2;
+            for (i, hex) in bytes.as_bytes().chunks(2).enumerate() {
+                page[at + i] = u8::from_str_radix(std::str::from_utf8(hex).unwrap(), 16).unwrap();
+            }
+        }
+        pages
+    }
+
+    #[test]
+    fn pages_of_a_real_server_are_right() {
+        let pages = pages();
+        assert_eq!(pages.len(), 11);
+        for (path, block, page) in &pages {
+            assert_eq!(wrong(page, *block, true), None, "{path}, block {block}");
+            let elsewhere = wrong(page, block + 1, true).unwrap();
+            assert!(elsewhere.contains("checksum"), "{path} in another block: {elsewhere}");
+            assert_eq!(wrong(page, block + 1, false), None);
+            let mut bad = page.clone();
+            let mut missed = 0;
+            for bit in 0..8 * BLOCK_SIZE {
+                bad[bit / 8] ^= 1 << (bit % 8);
+                missed += usize::from(wrong(&bad, *block, true).is_none());
+                bad[bit / 8] ^= 1 << (bit % 8);
+            }
+            // The checksum has 16 bits: of so many flips it misses one or two.
+            assert!(missed < 10, "{path}: {missed} flips of {} are not seen", 8 * BLOCK_SIZE);
+        }
+        let (_, _, mut page) = pages[0].clone();
+        let cases: [(usize, u8, &str); 4] = [
+            (10, 0x80, "unknown flags"),
+            (13, 0x40, "out of order"),
+            (17, 0xff, "out of order"),
+            (18, 1, "layout"),
+        ];
+        for (at, byte, what) in cases {
+            let right = std::mem::replace(&mut page[at], byte);
+            let found = wrong(&page, 0, false).unwrap();
+            assert!(found.contains(what), "{found}");
+            page[at] = right;
+        }
+    }
+
     #[test]
     fn relations_by_their_names() {
         for (name, first) in [
