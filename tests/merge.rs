@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use mem::{B, Parts3, cluster, file, fork, page, read};
+use pgcowfs::device::Device;
 use pgcowfs::map::mem::MemMap;
 use pgcowfs::map::{Batch, Map, Visit};
 use pgcowfs::{Error, FileId, Fork, Options, RenameMode, SetAttr, Store};
@@ -59,8 +60,12 @@ impl Rig {
     }
 
     fn of(parts: Parts3) -> Rig {
+        Rig::of_scattered(parts, Options::default().scattered_max)
+    }
+
+    fn of_scattered(parts: Parts3, scattered_max: usize) -> Rig {
         let map = Counting { map: parts.map.clone(), changes: Arc::default(), watch: Arc::default() };
-        let options = Options { merge: false, merge_step_records: 16, ..Options::default() };
+        let options = Options { merge: false, merge_step_records: 16, scattered_max, ..Options::default() };
         let store = parts.open_on(Arc::new(map.clone()), options).unwrap();
         Rig { parts, store, map }
     }
@@ -324,4 +329,37 @@ fn a_merge_goes_on_after_a_crash_in_its_midst() {
         right(&main);
         rig.check();
     }
+}
+
+/// Each fork leaves a host file behind in which the segment has one of its blocks.
+#[test]
+fn a_segment_that_outlives_many_forks_lies_in_few_host_files() {
+    const MOST: usize = 4;
+    let rig = Rig::of_scattered(Parts3::new(), MOST);
+    let main = cluster(&rig.store, "main");
+    let wal = file(&main, "pg_wal/000000010000000000000001");
+    (0..64).for_each(|block| write(&main, wal, block, 1));
+    main.sync_all().unwrap();
+    for round in 0..16u8 {
+        fork(&rig.store, "main", "child");
+        write(&main, wal, u64::from(round) * 3, 2 + round);
+        main.sync(wal, true).unwrap();
+        // What was acknowledged survives, whatever is under way.
+        let crashed = Rig::of(rig.parts.worst_crash());
+        let child = crashed.store.by_name("child").unwrap();
+        let after = crashed.store.by_name("main").unwrap();
+        assert_eq!(read(&after, wal, u64::from(round) * 3 * B, B), page(2 + round));
+        assert_eq!(read(&child, wal, u64::from(round) * 3 * B, B), page(1));
+        crashed.check();
+        rig.store.remove("child").unwrap();
+        rig.merge();
+        // The spare ones are nobody's yet.
+        let files = rig.parts.inplace.list().unwrap().len();
+        assert!(files <= MOST + 1 + 2, "{files} host files after {} forks", round + 1);
+    }
+    for block in 0..64 {
+        let byte = if block % 3 == 0 && block < 48 { 2 + (block / 3) as u8 } else { 1 };
+        assert_eq!(read(&main, wal, block * B, B), page(byte), "block {block}");
+    }
+    rig.check();
 }

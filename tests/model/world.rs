@@ -118,6 +118,7 @@ impl Rig {
             dirty_limit_bytes: 64 << 10,
             // Only when it is asked for, and in many steps.
             merge: false,
+            scattered_max: 2,
             merge_step_records: 2,
             sort_pages_min: 2,
             ..Options::default()

@@ -10,6 +10,7 @@ mod core;
 #[cfg(feature = "rocks")]
 mod directory;
 mod fork;
+mod gather;
 mod gc;
 mod info;
 mod make;
@@ -45,6 +46,9 @@ pub struct Options {
     pub keep_free_bytes: u64,
     /// A WAL segment gets its CRCs when nobody has written to it for that long.
     pub seal_after: Duration,
+    /// A WAL segment whose blocks lie in so many host files is copied to one when
+    /// it needs the next.
+    pub scattered_max: usize,
     /// Whether layers are merged and files sorted in the background; if not,
     /// [`Store::collect_all`] and [`Store::sort_all`] do it.
     pub merge: bool,
@@ -61,6 +65,7 @@ impl Default for Options {
             dirty_total_bytes: 256 << 20,
             keep_free_bytes: 0,
             seal_after: Duration::from_secs(10),
+            scattered_max: 16,
             merge: true,
             sort_pages_min: 32,
             merge_step_records: 1024,

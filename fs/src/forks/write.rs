@@ -431,26 +431,33 @@ impl Fork {
     /// a new host file for its chunk if the fork has none of its own. Also
     /// whether the block lies in it by now.
     fn writable_chunk(&self, file: FileId, block: BlockNo, need: Need) -> Result<(Arc<HostFile>, u64, bool)> {
-        let covered = {
+        let (covered, scattered) = {
             let head = self.head_mut()?;
             let extents = head.extents(file)?;
             if let Some((host, place)) = extents.writable(head.owner_layer(file), block) {
                 return Ok((host, place, false));
             }
-            extents.covered(block)
+            (extents.covered(block), extents.scattered(block))
         };
-        let host = match covered {
-            0 => self.core.hosts.create()?,
-            blocks => {
-                let host = self.core.hosts.create_patterned(blocks, &self.delta(), need)?;
+        let gathered = match covered {
+            0 => Some(self.core.hosts.create()?),
+            blocks if scattered >= self.core.options.scattered_max => {
+                self.gather(file, block, blocks, need)?
+            }
+            _ => None,
+        };
+        let (host, patterned) = match gathered {
+            Some(host) => (host, 0),
+            None => {
+                let host = self.core.hosts.create_patterned(covered, &self.delta(), need)?;
                 self.core.hosts.refill_spares();
-                host
+                (host, covered)
             }
         };
         let mut head = self.head_mut()?;
         let layer = head.owner_layer(file);
         let extents = head.extents_mut(file)?;
-        extents.add_top(layer, block, host, covered);
+        extents.add_top(layer, block, host, patterned);
         let found = extents.writable(layer, block);
         let in_place = extents.in_place(layer, block).is_some();
         head.changed(file);

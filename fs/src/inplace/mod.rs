@@ -260,6 +260,14 @@ impl Extents {
             .unwrap_or(0)
     }
 
+    /// In how many host files the blocks of `block`'s chunk lie.
+    pub fn scattered(&self, block: BlockNo) -> usize {
+        let first = block / self.chunk_blocks * self.chunk_blocks;
+        let end = first + self.chunk_blocks;
+        let runs = self.runs.iter().filter(|r| r.start < end && r.end() > first);
+        runs.map(|r| r.source.id()).collect::<HashSet<u64>>().len()
+    }
+
     /// Gives `block`'s chunk a host file of `layer`'s own, whose first
     /// `patterned` blocks hold the pattern; the rest of the chunk lies in it at
     /// once.
