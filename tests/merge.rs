@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use mem::{B, Parts3, cluster, file, fork, page, read};
 use pgcowfs::device::Device;
 use pgcowfs::map::mem::MemMap;
-use pgcowfs::map::{Batch, Map, Visit};
+use pgcowfs::map::{Batch, Change, Map, Visit};
 use pgcowfs::{Error, FileId, Fork, Options, RenameMode, SetAttr, Store};
 
 /// Called before each commit.
@@ -22,6 +22,7 @@ type Watch = Mutex<Option<Box<dyn Fn() + Send>>>;
 struct Counting {
     map: MemMap,
     changes: Arc<AtomicU64>,
+    ranges: Arc<AtomicU64>,
     watch: Arc<Watch>,
 }
 
@@ -37,6 +38,8 @@ impl Map for Counting {
             watch();
         }
         self.changes.fetch_add(batch.changes.len() as u64, SeqCst);
+        let ranges = batch.changes.iter().filter(|change| matches!(change, Change::DeleteRange(..)));
+        self.ranges.fetch_add(ranges.count() as u64, SeqCst);
         self.map.commit(batch)
     }
     fn close(&self) -> Result<(), Error> {
@@ -64,7 +67,12 @@ impl Rig {
     }
 
     fn of_scattered(parts: Parts3, scattered_max: usize) -> Rig {
-        let map = Counting { map: parts.map.clone(), changes: Arc::default(), watch: Arc::default() };
+        let map = Counting {
+            map: parts.map.clone(),
+            changes: Arc::default(),
+            ranges: Arc::default(),
+            watch: Arc::default(),
+        };
         let options = Options { merge: false, merge_step_records: 16, scattered_max, ..Options::default() };
         let store = parts.open_on(Arc::new(map.clone()), options).unwrap();
         Rig { parts, store, map }
@@ -134,7 +142,11 @@ fn a_fork_that_comes_and_goes_leaves_nothing() {
     main.sync_all().unwrap();
     let mut costs = Vec::new();
     for round in 0..20u64 {
+        let gone = file(&main, "base/5/16385");
         let child = fork(&rig.store, "main", "child");
+        // What takes the place of a file, and the end of one.
+        cut(&child, gone, 0);
+        main.unlink(main.resolve("base/5").unwrap().file, b"16385").unwrap();
         for block in 0..10 {
             write(&main, f, (round * 10 + block) % 500, 2);
             write(&child, f, block, 3);
@@ -147,6 +159,8 @@ fn a_fork_that_comes_and_goes_leaves_nothing() {
     // The old layer's 500 pages are never moved: ten are, and a few records
     // more.
     assert!(costs.iter().all(|&cost| cost < 80), "{costs:?}");
+    // Reads slow down with each range that was deleted.
+    assert_eq!(rig.map.ranges.load(SeqCst), 0, "few records are deleted one by one");
     rig.check();
     assert_eq!(rig.store.info("main").unwrap().delta_bytes, 500 * B);
 }

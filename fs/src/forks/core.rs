@@ -220,18 +220,15 @@ impl Core {
         let mut batch = extra;
         let mut host_changes: Vec<(LayerId, HostChange)> = Vec::new();
         let mut records: Vec<LayerRecord> = Vec::new();
-        {
-            let extents = self.extents.lock();
-            for unit in units {
-                let layer = unit.layer.id;
-                let change = unit.encode(&mut batch, &|file| extents.contains_key(&(layer, file)));
-                host_changes.push((layer, change));
-                // What is below may have been merged since the unit was taken.
-                let parent = self.layers.lock().get(&layer).map(|info| info.record.parent);
-                let record = LayerRecord { parent: parent.unwrap_or(unit.layer.parent), ..unit.layer };
-                batch.put(record.encode());
-                records.push(record);
-            }
+        for unit in units {
+            let layer = unit.layer.id;
+            let has_extents = |file| self.extents.lock().contains_key(&(layer, file));
+            host_changes.push((layer, unit.encode(&mut batch, &*self.map, &has_extents)?));
+            // What is below may have been merged since the unit was taken.
+            let parent = self.layers.lock().get(&layer).map(|info| info.record.parent);
+            let record = LayerRecord { parent: parent.unwrap_or(unit.layer.parent), ..unit.layer };
+            batch.put(record.encode());
+            records.push(record);
         }
         if host_changes.iter().any(|(_, change)| !change.files.is_empty()) {
             self.hosts.flush_names()?;

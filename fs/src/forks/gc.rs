@@ -11,7 +11,7 @@ use crate::ids::{FileId, ForkId, LayerId};
 use crate::map::schema::{
     self, BaseSealRecord, BlockRecord, ForkRecord, LayerRecord, QuotaRecord, SnapshotRecord, tag,
 };
-use crate::map::{Batch, prefix_end};
+use crate::map::{Batch, delete_prefix, prefix_end};
 
 use super::fork::Fork;
 use super::merge::{Outcome, Pair};
@@ -328,22 +328,19 @@ impl Store {
                 return Ok(false);
             }
             let mut released: HashMap<u32, Vec<u32>> = HashMap::new();
-            let mut slots = Vec::new();
-            let mut last = Vec::new();
+            let (mut slots, mut keys) = (Vec::new(), Vec::new());
             core.map.scan(&start, &end, &mut |k, v| {
                 let (_, _, record) = BlockRecord::decode(k, v)?;
                 released.entry(record.slot.delta()).or_default().push(record.slot.index());
                 slots.push(record.slot);
-                last = k.to_vec();
+                keys.push(k.to_vec());
                 Ok(slots.len() < STEP)
             })?;
-            if slots.is_empty() {
-                break;
-            }
-            last.push(0);
             let mut batch = Batch::default();
-            batch.delete_range(start, last.clone());
+            batch.delete_all(&keys);
+            let Some(last) = keys.pop() else { break };
             start = last;
+            start.push(0);
             core.commit_slots(&HashMap::new(), &released, batch)?;
             core.release_after_readers(slots);
         }
@@ -351,13 +348,11 @@ impl Store {
         // The seals of a base go with it: nobody above this layer is left.
         let bases = schema::layer_prefix(tag::BASE_FILE, layer);
         core.map.scan(&bases, &prefix_end(&bases), &mut |k, _| {
-            let seals = BaseSealRecord::prefix(schema::file_of_key(k)?);
-            batch.delete_range(seals.clone(), prefix_end(&seals));
+            delete_prefix(&*core.map, BaseSealRecord::prefix(schema::file_of_key(k)?), &mut batch)?;
             Ok(true)
         })?;
         for tag in [tag::CLEARED, tag::NAME, tag::INODE, tag::EXTENTS, tag::BASE_FILE] {
-            let start = schema::layer_prefix(tag, layer);
-            batch.delete_range(start.clone(), prefix_end(&start));
+            delete_prefix(&*core.map, schema::layer_prefix(tag, layer), &mut batch)?;
         }
         batch.delete(LayerRecord::key(layer));
         let files: Vec<(FileId, Vec<u64>)> = {

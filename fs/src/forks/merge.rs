@@ -30,15 +30,13 @@ use crate::map::schema::{
     self, BaseFileRecord, BaseSealRecord, BlockRecord, ClearedRecord, ExtentsRecord, InodeRecord,
     LayerRecord, NameRecord, Slot, SnapshotRecord, tag,
 };
-use crate::map::{Batch, Map, prefix_end};
+use crate::map::{Batch, Map, delete_prefix, prefix_end};
 
 use super::core::{Core, LayerInfo};
 use super::store::Store;
 
 /// Records that are counted at first to find the smaller of two layers.
 const COUNT_MIN: usize = 1024;
-/// From this many on, neighbours are deleted as a range.
-const RANGE_DELETE_MIN: usize = 64;
 
 /// Two layers on their way to becoming one.
 #[derive(Debug)]
@@ -339,14 +337,14 @@ impl<'a> Step<'a> {
             if !finished {
                 // What is freed or put here is seen by the next step only.
                 self.work = usize::MAX;
-                self.delete_all(&done);
+                self.batch.delete_all(&done);
                 return Ok(Next::Inode(key));
             }
             if self.left() == 0 {
                 break;
             }
         }
-        self.delete_all(&done);
+        self.batch.delete_all(&done);
         Ok(match done.pop() {
             Some(last) => Next::Inode(after(last)),
             None => Next::Name(schema::layer_prefix(tag::NAME, from)),
@@ -499,7 +497,7 @@ impl<'a> Step<'a> {
                 (_, shown) => self.batch.put(shown.encode(to, dir, &name)),
             }
         }
-        self.delete_all(&done);
+        self.batch.delete_all(&done);
         Ok(match done.pop() {
             Some(last) => Next::Name(after(last)),
             None => Next::Tree,
@@ -623,8 +621,7 @@ impl<'a> Step<'a> {
                 self.batch.put(ClearedRecord::encode(to, file, start, end));
             }
         }
-        self.delete_ranges(from, file);
-        Ok(())
+        self.delete_ranges(from, file)
     }
 
     /// Moves the records of host files and of a base file; those of the upper
@@ -655,9 +652,7 @@ impl<'a> Step<'a> {
 
     /// Removes all of a file's data but its blocks.
     fn drop_data(&mut self, layer: LayerId, file: FileId) -> Result<()> {
-        if !self.ranges(layer, file)?.is_empty() {
-            self.delete_ranges(layer, file);
-        }
+        self.delete_ranges(layer, file)?;
         let extents = ExtentsRecord::key(layer, file);
         if self.map().get(&extents)?.is_some() {
             self.batch.delete(extents);
@@ -666,30 +661,18 @@ impl<'a> Step<'a> {
         let base = BaseFileRecord::key(layer, file);
         if self.map().get(&base)?.is_some() {
             self.batch.delete(base);
-            let seals = BaseSealRecord::prefix(file);
-            self.batch.delete_range(seals.clone(), prefix_end(&seals));
+            delete_prefix(self.map(), BaseSealRecord::prefix(file), &mut self.batch)?;
         }
         Ok(())
     }
 
-    fn delete_ranges(&mut self, layer: LayerId, file: FileId) {
-        let start = schema::file_prefix(tag::CLEARED, layer, file);
-        self.batch.delete_range(start.clone(), prefix_end(&start));
+    fn delete_ranges(&mut self, layer: LayerId, file: FileId) -> Result<()> {
+        delete_prefix(self.map(), schema::file_prefix(tag::CLEARED, layer, file), &mut self.batch)
     }
 
     fn delete_blocks(&mut self, layer: LayerId, file: FileId, blocks: &[(BlockNo, BlockRecord)]) {
         let keys: Vec<_> = blocks.iter().map(|(block, _)| BlockRecord::key(layer, file, *block)).collect();
-        self.delete_all(&keys);
-    }
-
-    /// Deletes records that have none between them.
-    fn delete_all(&mut self, keys: &[Vec<u8>]) {
-        match keys {
-            [first, .., last] if keys.len() >= RANGE_DELETE_MIN => {
-                self.batch.delete_range(first.clone(), after(last.clone()));
-            }
-            keys => keys.iter().for_each(|key| self.batch.delete(key.clone())),
-        }
+        self.batch.delete_all(&keys);
     }
 }
 

@@ -6,17 +6,14 @@ use std::sync::Arc;
 
 use super::{Body, NameKey, State};
 use crate::block::BlockNo;
+use crate::error::Result;
 use crate::ids::{FileId, LayerId};
 use crate::inplace::HostFile;
 use crate::layer::Place;
-use crate::map::Batch;
-use crate::map::prefix_end;
 use crate::map::schema::{
     self, BlockRecord, ClearedRecord, ExtentsRecord, InodeRecord, LayerRecord, NameRecord, Slot, tag,
 };
-
-/// More block records than this are deleted as a range.
-const RANGE_DELETE_MIN: usize = 64;
+use crate::map::{Batch, Map, delete_prefix};
 
 /// Changes not committed yet.
 #[derive(Default)]
@@ -145,14 +142,20 @@ pub struct HostChange {
 }
 
 impl Unit {
-    /// Adds the unit's records to `batch`, but for the layer's own. `has_extents` tells whether this
-    /// layer has a durable extents record of a file.
-    pub fn encode(&self, batch: &mut Batch, has_extents: &dyn Fn(FileId) -> bool) -> HostChange {
+    /// Adds the unit's records to `batch`, but for the layer's own. `map` has those
+    /// that are durable; `has_extents` tells whether this layer has a durable
+    /// extents record of a file.
+    pub fn encode(
+        &self,
+        batch: &mut Batch,
+        map: &dyn Map,
+        has_extents: &dyn Fn(FileId) -> bool,
+    ) -> Result<HostChange> {
         let layer = self.layer.id;
         let mut hosts = HostChange::default();
         for (&file, change) in &self.pending.files {
             match self.state.inodes.get(&file) {
-                None => self.encode_removed(file, change, batch, has_extents, &mut hosts),
+                None => self.encode_removed(file, change, batch, map, has_extents, &mut hosts)?,
                 Some(inode) => {
                     batch.put(inode.to_record().encode(layer, file));
                     match &inode.body {
@@ -192,7 +195,7 @@ impl Unit {
                 None => batch.delete(NameRecord::key(layer, *dir, name)),
             }
         }
-        hosts
+        Ok(hosts)
     }
 
     fn encode_removed(
@@ -200,14 +203,14 @@ impl Unit {
         file: FileId,
         change: &FileChange,
         batch: &mut Batch,
+        map: &dyn Map,
         has_extents: &dyn Fn(FileId) -> bool,
         hosts: &mut HostChange,
-    ) {
+    ) -> Result<()> {
         let layer = self.layer.id;
         if self.below.inodes.contains_key(&file) {
             batch.put(InodeRecord::encode_removed(layer, file));
-            let cleared = schema::file_prefix(tag::CLEARED, layer, file);
-            batch.delete_range(cleared.clone(), prefix_end(&cleared));
+            delete_prefix(map, schema::file_prefix(tag::CLEARED, layer, file), batch)?;
         } else {
             batch.delete(InodeRecord::key(layer, file));
         }
@@ -215,13 +218,15 @@ impl Unit {
             batch.delete(ExtentsRecord::key(layer, file));
             hosts.files.push((file, Vec::new()));
         }
-        delete_blocks(layer, file, change, batch);
+        // No block of the file is left between them.
+        batch.delete_all(&dropped_keys(layer, file, change));
+        Ok(())
     }
 
     fn encode_blocks(&self, file: FileId, change: &FileChange, batch: &mut Batch) {
         let layer = self.layer.id;
         if change.dropped.len() + change.cleared.len() > 0 {
-            delete_blocks_singly(layer, file, change, batch);
+            dropped_keys(layer, file, change).into_iter().for_each(|key| batch.delete(key));
             // Only what is below can show through.
             if self.below.inodes.contains_key(&file) {
                 for &(start, end) in &change.cleared {
@@ -232,17 +237,6 @@ impl Unit {
     }
 }
 
-fn delete_blocks_singly(layer: LayerId, file: FileId, change: &FileChange, batch: &mut Batch) {
-    for &block in &change.dropped {
-        batch.delete(BlockRecord::key(layer, file, block));
-    }
-}
-
-fn delete_blocks(layer: LayerId, file: FileId, change: &FileChange, batch: &mut Batch) {
-    if change.dropped.len() >= RANGE_DELETE_MIN {
-        let start = schema::file_prefix(tag::BLOCK, layer, file);
-        batch.delete_range(start.clone(), prefix_end(&start));
-    } else {
-        delete_blocks_singly(layer, file, change, batch);
-    }
+fn dropped_keys(layer: LayerId, file: FileId, change: &FileChange) -> Vec<Vec<u8>> {
+    change.dropped.iter().map(|&block| BlockRecord::key(layer, file, block)).collect()
 }

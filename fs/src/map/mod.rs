@@ -50,6 +50,18 @@ impl Batch {
         self.changes.push(Change::DeleteRange(start, end));
     }
 
+    /// Removes keys that are in order and have no others between them.
+    pub fn delete_all(&mut self, keys: &[Vec<u8>]) {
+        match keys {
+            [first, .., last] if keys.len() >= RANGE_MIN => {
+                // The first key that comes after the last.
+                let end = [last.as_slice(), &[0]].concat();
+                self.delete_range(first.clone(), end);
+            }
+            keys => keys.iter().for_each(|key| self.delete(key.clone())),
+        }
+    }
+
     /// Bytes of all keys and values.
     pub fn bytes(&self) -> u64 {
         self.changes
@@ -85,6 +97,32 @@ pub trait Map: Send + Sync {
     /// Reads everything that is stored, past all caches, against its checksums;
     /// what is damaged, in words. Stops when `alive` says no.
     fn verify(&self, alive: &mut dyn FnMut() -> bool) -> Result<Vec<String>>;
+}
+
+/// From this many on, neighbours are deleted as a range. Fewer one by one: after
+/// each range that is deleted, RocksDB's next read looks at all those that were
+/// deleted since its tables were last written, and that is seldom.
+const RANGE_MIN: usize = 256;
+
+/// Adds the deletion of all records from `start` to `end`, the latter excluded.
+/// Nobody adds any meanwhile.
+pub fn delete_between(map: &dyn Map, start: Vec<u8>, end: Vec<u8>, batch: &mut Batch) -> Result<()> {
+    let mut keys = Vec::new();
+    map.scan(&start, &end, &mut |key, _| {
+        keys.push(key.to_vec());
+        Ok(keys.len() < RANGE_MIN)
+    })?;
+    match keys.len() {
+        RANGE_MIN.. => batch.delete_range(start, end),
+        _ => keys.into_iter().for_each(|key| batch.delete(key)),
+    }
+    Ok(())
+}
+
+/// The same for those with that prefix.
+pub fn delete_prefix(map: &dyn Map, prefix: Vec<u8>, batch: &mut Batch) -> Result<()> {
+    let end = prefix_end(&prefix);
+    delete_between(map, prefix, end, batch)
 }
 
 /// The smallest key above all keys that begin with `prefix`.
