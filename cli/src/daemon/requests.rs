@@ -1,5 +1,6 @@
 //! What the daemon does for its clients.
 
+use std::collections::HashMap;
 use std::io::{BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -287,22 +288,24 @@ impl Daemon {
         })
     }
 
-    /// The fork that has a port already.
-    fn owner(&self, port: u16) -> Option<String> {
-        let making = self.incomplete.lock();
-        let made = making.iter().find(|(_, meta)| meta.port == port).map(|(name, _)| name.clone());
-        made.or_else(|| {
-            let has = |info: &ForkInfo| {
-                ForkMeta::decode(&info.name, &info.meta).is_ok_and(|meta| meta.port == port)
-            };
-            self.store.forks().into_iter().find(has).map(|info| info.name)
-        })
+    /// The forks that have a port already. One that is asked about every port of the
+    /// range must not look at all forks each time.
+    fn owners(&self) -> HashMap<u16, String> {
+        let mut owners = HashMap::new();
+        for info in self.store.forks() {
+            if let Ok(meta) = ForkMeta::decode(&info.name, &info.meta) {
+                owners.entry(meta.port).or_insert(info.name);
+            }
+        }
+        owners.extend(self.incomplete.lock().iter().map(|(name, meta)| (meta.port, name.clone())));
+        owners
     }
 
     /// Gives new settings their port and socket directory.
     fn place(&self, fork: &str, wanted: Option<u16>, meta: &mut ForkMeta) -> Result<()> {
         let busy = |port| ports::busy(port, &meta.listen);
-        meta.port = ports::choose(self.config.port_range, wanted, |port| self.owner(port), busy)?;
+        let owners = self.owners();
+        meta.port = ports::choose(self.config.port_range, wanted, |port| owners.get(&port).cloned(), busy)?;
         meta.socket_dir = sockets::choose(&self.paths, fork);
         sockets::ensure(&self.paths, fork, &meta.socket_dir, meta.uid, meta.gid)
     }
@@ -460,7 +463,8 @@ impl Daemon {
         let mut meta = self.info(fork)?.meta;
         let state = state(&self.store, &self.mountpoint, fork);
         refuse_running(fork, state, format!("stop it first: pgcowfs stop {fork}"))?;
-        let owner = |port| self.owner(port).filter(|owner| owner != fork);
+        let owners = self.owners();
+        let owner = |port| owners.get(&port).filter(|owner| *owner != fork).cloned();
         let busy = |port| ports::busy(port, &meta.listen);
         meta.port = ports::choose(self.config.port_range, Some(port), owner, busy)?;
         write_address(&self.store, fork, &meta)?;
