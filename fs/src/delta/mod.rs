@@ -51,7 +51,7 @@ pub struct Delta {
     unflushed: AtomicBool,
     flushing: FlushState,
     /// Held by the one who writes: two writes of one slot stay in order.
-    writer: Mutex<Option<DirectBuf>>,
+    writer: Mutex<()>,
     space: Mutex<SlotSpace>,
     /// Held from the plan of a durable change to its application.
     commit: Mutex<()>,
@@ -77,7 +77,7 @@ impl Delta {
             dirty_bytes: AtomicU64::new(0),
             unflushed: AtomicBool::new(false),
             flushing: FlushState::default(),
-            writer: Mutex::new(None),
+            writer: Mutex::new(()),
             space: Mutex::default(),
             commit: Mutex::new(()),
             retired: AtomicBool::new(false),
@@ -256,14 +256,15 @@ impl Delta {
 
     /// Writes all pages that are dirty now, neighbours together.
     pub fn write_out(&self) -> Result<()> {
-        let mut writer = self.writer.lock();
+        let _writer = self.writer.lock();
         let pages: Vec<(u32, Arc<Page>)> =
             self.dirty.lock().iter().map(|(&index, page)| (index, page.clone())).collect();
         if pages.is_empty() {
             return Ok(());
         }
         let file = self.file()?;
-        let buf = writer.get_or_insert_with(|| DirectBuf::with_capacity(WRITE_BYTES));
+        // Not kept: most forks have little to write, and there may be many.
+        let mut buf = DirectBuf::with_capacity(WRITE_BYTES.min(pages.len() * BLOCK_SIZE));
         let mut rest = pages.as_slice();
         while let Some(&(first, _)) = rest.first() {
             let together = rest
