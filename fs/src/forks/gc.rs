@@ -11,7 +11,7 @@ use crate::ids::{FileId, ForkId, LayerId};
 use crate::map::schema::{
     self, BaseSealRecord, BlockRecord, ForkRecord, LayerRecord, QuotaRecord, SnapshotRecord, tag,
 };
-use crate::map::{Batch, delete_prefix, prefix_end};
+use crate::map::{Batch, after, delete_prefix, prefix_end};
 
 use super::fork::Fork;
 use super::merge::{Outcome, Pair};
@@ -339,8 +339,7 @@ impl Store {
             let mut batch = Batch::default();
             batch.delete_all(&keys);
             let Some(last) = keys.pop() else { break };
-            start = last;
-            start.push(0);
+            start = after(last);
             core.commit_slots(&HashMap::new(), &released, batch)?;
             core.release_after_readers(slots);
         }

@@ -30,7 +30,7 @@ use crate::map::schema::{
     self, BaseFileRecord, BaseSealRecord, BlockRecord, ClearedRecord, ExtentsRecord, InodeRecord,
     LayerRecord, NameRecord, Slot, SnapshotRecord, tag,
 };
-use crate::map::{Batch, Map, delete_prefix, prefix_end};
+use crate::map::{Batch, Map, after, delete_prefix, prefix_end};
 
 use super::core::{Core, LayerInfo};
 use super::store::Store;
@@ -674,12 +674,6 @@ impl<'a> Step<'a> {
         let keys: Vec<_> = blocks.iter().map(|(block, _)| BlockRecord::key(layer, file, *block)).collect();
         self.batch.delete_all(&keys);
     }
-}
-
-/// The first key that comes after this one.
-fn after(mut key: Vec<u8>) -> Vec<u8> {
-    key.push(0);
-    key
 }
 
 /// The same blocks in ranges that have none in common.

@@ -125,6 +125,12 @@ pub fn delete_prefix(map: &dyn Map, prefix: Vec<u8>, batch: &mut Batch) -> Resul
     delete_between(map, prefix, end, batch)
 }
 
+/// The first key that comes after this one.
+pub fn after(mut key: Vec<u8>) -> Vec<u8> {
+    key.push(0);
+    key
+}
+
 /// The smallest key above all keys that begin with `prefix`.
 pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();

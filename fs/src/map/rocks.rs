@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use parking_lot::RwLock;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch,
-    WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBRecoveryMode, Direction, IteratorMode, Options,
+    ReadOptions, WaitForCompactOptions, WriteBatch, WriteOptions, properties,
 };
 
 use super::guard::Guard;
@@ -30,11 +30,33 @@ use super::{Batch, Change, Map, Visit};
 use crate::device::FileBudget;
 use crate::error::{Error, Result};
 
-/// Bytes of RocksDB's block cache. The map is read from RocksDB only when a
-/// file is first opened, so a small one is enough.
-const BLOCK_CACHE_BYTES: usize = 16 << 20;
-/// Bytes of one memtable.
+/// Bytes of RocksDB's block cache, which holds the indexes and filters of the
+/// tables too: they grow with the map, and this is all the memory they get. The
+/// map is read only when a file is first used, so a small one is enough.
+const BLOCK_CACHE_BYTES: usize = 32 << 20;
+/// Bytes of one memtable, and how many there are at most.
 const MEMTABLE_BYTES: usize = 16 << 20;
+const MEMTABLES: i32 = 3;
+/// Range deletions of one memtable. Every read after a write puts all of them in
+/// order anew, so a memtable that has that many is written to a table, where they
+/// stay in order.
+const MEMTABLE_RANGE_DELETIONS: u32 = 256;
+/// Bytes of one table: the map of 1 TiB of changed pages has some 300.
+const TABLE_BYTES: u64 = 16 << 20;
+/// Bytes of the tables of the first level below the newest ones. Deleted ranges
+/// that cover as much are compacted at once.
+const LEVEL_BYTES: u64 = 32 << 20;
+/// So is a table if half of it is deletions, or half of the records in a window
+/// of that many.
+const DELETIONS_SHARE: f64 = 0.5;
+const DELETIONS_WINDOW: usize = 1024;
+/// Every table is written anew after that long at the latest: nothing that was
+/// deleted stays for longer.
+const TABLE_AGE_SECONDS: u64 = 30 * 24 * 3600;
+/// Bytes after which RocksDB's list of tables and its own log begin anew. A store
+/// can be open for years.
+const MANIFEST_BYTES: usize = 4 << 20;
+const INFO_LOG_BYTES: usize = 1 << 20;
 /// Keys are visited one by one during a check, never skipped by a search.
 const NEVER_SKIP: u64 = u64::MAX;
 /// Where a check links the files that it reads, beside the map.
@@ -45,6 +67,27 @@ pub struct RocksMap {
     dir: PathBuf,
     db: RwLock<Handle>,
     guard: Option<Guard>,
+}
+
+/// What the database takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Tables on the disk.
+    pub tables: u64,
+    /// Their bytes.
+    pub table_bytes: u64,
+    /// Records in them, of every version, deletions included.
+    pub entries: u64,
+    /// Deletions among them.
+    pub deletions: u64,
+    /// Those of them that delete a range.
+    pub range_deletions: u64,
+    /// Bytes of memory for what is not in tables yet.
+    pub memtable_bytes: u64,
+    /// Bytes of memory for blocks of tables, their indexes and filters.
+    pub cache_bytes: u64,
+    /// Bytes of memory for open tables.
+    pub reader_bytes: u64,
 }
 
 enum Handle {
@@ -70,7 +113,7 @@ impl RocksMap {
         if let Some((path, found)) = logs.iter().find(|(_, found)| found.is_torn()) {
             return Err(damaged_log(path, found.end));
         }
-        let db = DB::open_for_read_only(&options(false), dir, false).map_err(map_error)?;
+        let db = DB::open_for_read_only(&options(false)?, dir, false).map_err(map_error)?;
         Ok(RocksMap { dir: dir.to_path_buf(), db: RwLock::new(Handle::Open(Box::new(db))), guard: None })
     }
 
@@ -80,6 +123,33 @@ impl RocksMap {
             Some(durable) => check_sequence(dir, durable),
             None => Ok(()),
         }
+    }
+
+    /// What the database takes, when the compactions that are due are done.
+    pub fn statistics(&self) -> Result<Statistics> {
+        self.with(|db| {
+            db.wait_for_compact(&WaitForCompactOptions::default()).map_err(map_error)?;
+            let number = |name| Ok(db.property_int_value(name).map_err(map_error)?.unwrap_or(0));
+            let tables = db.property_value(properties::AGGREGATED_TABLE_PROPERTIES).map_err(map_error)?;
+            let tables = tables.unwrap_or_default();
+            let sum = |name: &str| {
+                let value =
+                    tables.split("; ").find_map(|one| one.trim().strip_prefix(name)?.strip_prefix('='));
+                let number = value.and_then(|text| text.parse().ok());
+                number.ok_or_else(|| Error::Map(format!("RocksDB does not tell its number of {name}")))
+            };
+            let files = db.live_files().map_err(map_error)?;
+            Ok(Statistics {
+                tables: files.len() as u64,
+                table_bytes: files.iter().map(|file| file.size as u64).sum(),
+                entries: sum("# entries")?,
+                deletions: sum("# deletions")?,
+                range_deletions: sum("# range deletions")?,
+                memtable_bytes: number(properties::SIZE_ALL_MEM_TABLES)?,
+                cache_bytes: number(properties::BLOCK_CACHE_USAGE)?,
+                reader_bytes: number(properties::ESTIMATE_TABLE_READERS_MEM)?,
+            })
+        })
     }
 
     fn with<T>(&self, work: impl FnOnce(&DB) -> Result<T>) -> Result<T> {
@@ -106,31 +176,52 @@ impl RocksMap {
     }
 }
 
-fn options(create: bool) -> Options {
+fn options(create: bool) -> Result<Options> {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
     // Its footers have a checksum, and checksums know the place they are for.
     table.set_format_version(6);
     table.set_bloom_filter(10.0, false);
+    // In parts that come and go with the cache; only the first index of each
+    // stays with its open table.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     let mut options = Options::default();
+    // The binding has no call of its own for this one.
+    let range_deletions = format!("memtable_max_range_deletions={MEMTABLE_RANGE_DELETIONS}");
+    let mut options = options.get_options_from_string(range_deletions).map_err(map_error)?;
     options.create_if_missing(create);
     options.set_block_based_table_factory(&table);
     options.set_write_buffer_size(MEMTABLE_BYTES);
-    options.set_max_write_buffer_number(3);
+    options.set_max_write_buffer_number(MEMTABLES);
+    options.set_target_file_size_base(TABLE_BYTES);
+    options.set_max_bytes_for_level_base(LEVEL_BYTES);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options.add_compact_on_deletion_collector_factory(
+        DELETIONS_WINDOW,
+        DELETIONS_WINDOW / 2,
+        DELETIONS_SHARE,
+    );
+    options.set_periodic_compaction_seconds(TABLE_AGE_SECONDS);
     options.set_max_open_files(FileBudget::of_process().map_files as i32);
     options.set_max_background_jobs(2);
+    options.set_max_manifest_file_size(MANIFEST_BYTES);
+    options.set_max_log_file_size(INFO_LOG_BYTES);
     options.set_keep_log_file_num(4);
-    options.set_max_total_wal_size(64 << 20);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
     options.set_paranoid_checks(true);
     options.set_wal_recovery_mode(DBRecoveryMode::AbsoluteConsistency);
-    options
+    Ok(options)
 }
 
 fn open_db(dir: &Path, create: bool) -> Result<(DB, Guard)> {
     if !create {
         check_complete(dir)?;
     }
-    let db = DB::open(&options(create), dir).map_err(map_error)?;
+    let db = DB::open(&options(create)?, dir).map_err(map_error)?;
     let guard = Guard::open(dir, db.latest_sequence_number())?;
     Ok((db, guard))
 }
@@ -211,7 +302,7 @@ fn check_sequence(dir: &Path, durable: u64) -> Result<()> {
     if durable == 0 {
         return Ok(());
     }
-    let db = DB::open_for_read_only(&options(false), dir, false).map_err(map_error)?;
+    let db = DB::open_for_read_only(&options(false)?, dir, false).map_err(map_error)?;
     let found = db.latest_sequence_number();
     if found < durable {
         return Err(Error::Damaged(format!(
@@ -323,7 +414,10 @@ fn remove_dir(dir: &Path) -> Result<()> {
 /// Reads all of a database past all caches, every version of every key, and
 /// says which checksums do not match.
 fn verify_dir(dir: &Path, alive: &mut dyn FnMut() -> bool) -> Vec<String> {
-    let mut options = options(false);
+    let mut options = match options(false) {
+        Ok(options) => options,
+        Err(e) => return vec![format!("block map: {e}")],
+    };
     options.set_use_direct_reads(true);
     options.set_max_sequential_skip_in_iterations(NEVER_SKIP);
     let db = match DB::open_for_read_only(&options, dir, false) {
