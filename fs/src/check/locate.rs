@@ -133,7 +133,7 @@ impl<'a> Locator<'a> {
                 names.push(fork.name.clone());
             }
         }
-        Ok(names)
+        Ok(without_origins(names))
     }
 
     /// The forks whose file `file` is described by the extents of `layer`.
@@ -150,7 +150,7 @@ impl<'a> Locator<'a> {
                 names.push(fork.name.clone());
             }
         }
-        Ok(names)
+        Ok(without_origins(names))
     }
 
     fn removes(&self, layer: LayerId, file: FileId) -> Result<bool> {
@@ -237,6 +237,15 @@ impl<'a> Locator<'a> {
         }
         Some(Ok(state))
     }
+}
+
+/// What forks were made from says something only where no fork and no snapshot sees
+/// the same.
+fn without_origins(mut names: Vec<String>) -> Vec<String> {
+    if names.iter().any(|name| !name.ends_with('@')) {
+        names.retain(|name| !name.ends_with('@'));
+    }
+    names
 }
 
 /// The number of the layer that gives a block to a fork, and its page.
