@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pgcowfs::{Attr, Error, FileId, Fork, Make, Options, RenameMode, Seek, SetAttr, Store};
+use pgcowfs::{Attr, Error, FileId, Fork, ForkInfo, Make, Options, RenameMode, Seek, SetAttr, Store};
 
 const B: u64 = 8192;
 
@@ -258,4 +258,33 @@ fn copies_share_pages() {
     drop(main);
     let store = reopen(&tmp, store);
     check(&store.by_name("main").unwrap());
+}
+
+/// What is worked out for all forks at once is what is worked out for each.
+#[test]
+fn a_list_says_what_each_fork_says() {
+    let (_tmp, store) = store();
+    let main = root(&store, "main");
+    let wal = main.make(FileId::ROOT, b"pg_wal", Make::Directory, 0o700, 0, 0).unwrap().file;
+    let segment = file(&main, wal, "000000010000000000000001").file;
+    let a = file(&main, FileId::ROOT, "a").file;
+    const FORKS: u32 = 12;
+    for n in 0..FORKS {
+        main.write(a, u64::from(n) * B, &page(1)).unwrap();
+        main.write(segment, 0, &page(n as u8)).unwrap();
+        main.sync_all().unwrap();
+        store.fork("main", &format!("f{n:02}"), b"kept", &mut |_| Ok(())).unwrap();
+    }
+    let forks = store.forks();
+    let names: Vec<String> = store.entries().into_iter().map(|entry| entry.name).collect();
+    assert_eq!(names, forks.iter().map(|info| info.name.clone()).collect::<Vec<_>>());
+    assert!(store.entries().iter().all(|entry| (entry.meta == b"kept") == (entry.name != "main")));
+    for info in &forks {
+        let alone = store.info(&info.name).unwrap();
+        let of = |info: &ForkInfo| (info.depth, info.delta_bytes, info.wal_bytes, info.logical_bytes);
+        assert_eq!(of(info), of(&alone), "{}", info.name);
+        let stands_on = info.name.strip_prefix('f').map_or(FORKS, |n| n.parse::<u32>().unwrap() + 1);
+        assert_eq!(info.depth, stands_on + 1, "{}", info.name);
+    }
+    store.close().unwrap();
 }

@@ -440,7 +440,7 @@ impl Daemon {
     /// The forks whose servers run.
     fn running(&self) -> Vec<(String, PathBuf, i32)> {
         let state = |name: &str| requests::state(&self.store, &self.mountpoint, name).pid();
-        let forks = self.store.forks().into_iter();
+        let forks = self.store.entries().into_iter();
         forks
             .filter_map(|f| state(&f.name).map(|pid| (f.name.clone(), self.mountpoint.join(&f.name), pid)))
             .collect()

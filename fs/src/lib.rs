@@ -40,6 +40,6 @@ pub mod seal;
 pub use attr::{Attr, DirEntry, Kind, Make, RenameMode, Seek, SetAttr, SetTime};
 pub use error::{Error, Result};
 pub use forks::{
-    Edit, Fork, ForkInfo, ForkReport, Layout, Options, ResetTo, SnapshotInfo, Space, Status, Store,
+    Edit, Fork, ForkEntry, ForkInfo, ForkReport, Layout, Options, ResetTo, SnapshotInfo, Space, Status, Store,
 };
 pub use ids::{FileId, ForkId, LayerId, check_fork_name};

@@ -292,9 +292,9 @@ impl Daemon {
     /// range must not look at all forks each time.
     fn owners(&self) -> HashMap<u16, String> {
         let mut owners = HashMap::new();
-        for info in self.store.forks() {
-            if let Ok(meta) = ForkMeta::decode(&info.name, &info.meta) {
-                owners.entry(meta.port).or_insert(info.name);
+        for entry in self.store.entries() {
+            if let Ok(meta) = ForkMeta::decode(&entry.name, &entry.meta) {
+                owners.entry(meta.port).or_insert(entry.name);
             }
         }
         owners.extend(self.incomplete.lock().iter().map(|(name, meta)| (meta.port, name.clone())));
@@ -494,7 +494,7 @@ fn write_address(store: &Store, fork: &str, meta: &ForkMeta) -> Result<()> {
 /// Makes the socket directories of all forks, as a server may be started by
 /// hand; gives a fork another one where the store has moved.
 pub fn refresh(paths: &StorePaths, store: &Store) {
-    for info in store.forks() {
+    for info in store.entries() {
         let refresh = || {
             let mut meta = ForkMeta::decode(&info.name, &info.meta)?;
             let place = sockets::choose(paths, &info.name);
@@ -514,7 +514,7 @@ pub fn refresh(paths: &StorePaths, store: &Store) {
 
 /// The lock files of all forks' sockets.
 pub fn socket_locks(store: &Store) -> Vec<PathBuf> {
-    let metas = store.forks().into_iter().filter_map(|info| ForkMeta::decode(&info.name, &info.meta).ok());
+    let metas = store.entries().into_iter().filter_map(|info| ForkMeta::decode(&info.name, &info.meta).ok());
     metas.map(|meta| meta.socket_dir.join(format!(".s.PGSQL.{}.lock", meta.port))).collect()
 }
 

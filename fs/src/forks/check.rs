@@ -52,7 +52,7 @@ impl Store {
     /// All that [`Store::check_records`] and, with `pages`, [`Store::scrub`] find,
     /// in words. What is pending is committed first.
     pub fn check(&self, pages: bool) -> Result<Vec<String>> {
-        for info in self.forks() {
+        for info in self.entries() {
             self.by_name(&info.name)?.sync_all()?;
         }
         self.wait_for_collection();

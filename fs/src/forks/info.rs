@@ -1,6 +1,6 @@
 //! What the store can tell about its forks and itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -15,6 +15,7 @@ use crate::inplace::WAL_CHUNK_BLOCKS;
 use crate::layer::tree;
 use crate::map::schema::ForkRecord;
 
+use super::core::LayerInfo;
 use super::fork::Fork;
 use super::store::Store;
 
@@ -82,38 +83,69 @@ pub struct Space {
     pub files_free: u64,
 }
 
+/// A fork without anything that has to be worked out.
+#[derive(Clone, Debug)]
+pub struct ForkEntry {
+    /// Its id.
+    pub id: ForkId,
+    /// Its name.
+    pub name: String,
+    /// What the caller keeps with it.
+    pub meta: Vec<u8>,
+}
+
+/// What the descriptions of several forks have in common, worked out once.
+#[derive(Default)]
+struct Shared {
+    /// The layers that refer to each WAL host file, and the other way round.
+    users: HashMap<u64, Vec<LayerId>>,
+    hosts: HashMap<LayerId, Vec<u64>>,
+    /// Number of layers from each to the bottom, as far as asked for.
+    depths: HashMap<LayerId, u32>,
+}
+
 impl Store {
     /// All forks, by name.
     pub fn forks(&self) -> Vec<ForkInfo> {
-        let wal = self.wal_users();
-        let mut all: Vec<ForkInfo> = self.records().iter().map(|r| self.describe(r, &wal)).collect();
+        let mut shared = self.shared();
+        let mut all: Vec<ForkInfo> = self.records().iter().map(|r| self.describe(r, &mut shared)).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// All forks, by name, at the least cost.
+    pub fn entries(&self) -> Vec<ForkEntry> {
+        let entry = |record: ForkRecord| ForkEntry { id: record.id, name: record.name, meta: record.meta };
+        let mut all: Vec<ForkEntry> = self.records().into_iter().map(entry).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
 
     /// One fork.
     pub fn info(&self, name: &str) -> Result<ForkInfo> {
-        let record = self.records().into_iter().find(|r| r.name == name);
-        let record = record.ok_or_else(|| Error::NoSuchFork(name.to_string()))?;
-        Ok(self.describe(&record, &self.wal_users()))
+        let id = self.names.read().get(name).copied();
+        let known = id.and_then(|id| self.forks.read().get(&id).cloned());
+        let known = known.ok_or_else(|| Error::NoSuchFork(name.to_string()))?;
+        let record = known.record.lock().clone();
+        Ok(self.describe(&record, &mut self.shared()))
     }
 
     fn records(&self) -> Vec<ForkRecord> {
         self.forks.read().values().map(|k| k.record.lock().clone()).collect()
     }
 
-    /// The layers that refer to each WAL host file.
-    fn wal_users(&self) -> HashMap<u64, Vec<LayerId>> {
-        let mut users: HashMap<u64, Vec<LayerId>> = HashMap::new();
+    fn shared(&self) -> Shared {
+        let mut shared = Shared::default();
         for ((layer, _), hosts) in self.core.extents.lock().iter() {
             for &host in hosts {
-                users.entry(host).or_default().push(*layer);
+                shared.users.entry(host).or_default().push(*layer);
+                shared.hosts.entry(*layer).or_default().push(host);
             }
         }
-        users
+        shared
     }
 
-    fn describe(&self, record: &ForkRecord, wal: &HashMap<u64, Vec<LayerId>>) -> ForkInfo {
+    fn describe(&self, record: &ForkRecord, shared: &mut Shared) -> ForkInfo {
         let fork = self.loaded_fork(record.id);
         let live = fork.as_ref().map(|f| {
             let head = f.head.lock();
@@ -123,21 +155,18 @@ impl Store {
         let head = layers.get(&record.head);
         let (mut pages, logical_bytes) =
             live.or(head.map(|h| (h.record.pages, h.record.logical_bytes))).unwrap_or_default();
-        let mut own = vec![record.head];
-        let mut depth = 1;
-        let mut exclusive = true;
+        let mut own = HashSet::from([record.head]);
         let mut at = head.map_or(LayerId(0), |h| h.record.parent);
-        while let Some(info) = layers.get(&at) {
-            depth += 1;
-            exclusive &= info.children.len() == 1;
-            if exclusive {
-                pages = pages.saturating_add(info.record.pages);
-                own.push(at);
-            }
+        while let Some(info) = layers.get(&at).filter(|info| info.children.len() == 1) {
+            pages = pages.saturating_add(info.record.pages);
+            own.insert(at);
             at = info.record.parent;
         }
+        let depth = shared.depth(record.head, &layers);
         drop(layers);
-        let own_hosts = wal.values().filter(|users| users.iter().all(|l| own.contains(l))).count() as u64;
+        let is_own = |host: &u64| shared.users.get(host).is_some_and(|u| u.iter().all(|l| own.contains(l)));
+        let hosts: HashSet<u64> = own.iter().filter_map(|l| shared.hosts.get(l)).flatten().copied().collect();
+        let own_hosts = hosts.iter().filter(|host| is_own(host)).count() as u64;
         let wal_bytes = own_hosts * u64::from(WAL_CHUNK_BLOCKS) * BLOCK_BYTES;
         let delta = self.core.delta(record.delta);
         ForkInfo {
@@ -200,6 +229,29 @@ impl Store {
             }
         }
         Ok(space)
+    }
+}
+
+impl Shared {
+    /// Number of layers from `layer` to the bottom, both included.
+    fn depth(&mut self, layer: LayerId, layers: &HashMap<LayerId, LayerInfo>) -> u32 {
+        let mut way = Vec::new();
+        let mut at = layer;
+        let mut depth = loop {
+            match (self.depths.get(&at), layers.get(&at)) {
+                (Some(&depth), _) => break depth,
+                (None, Some(info)) => {
+                    way.push(at);
+                    at = info.record.parent;
+                }
+                (None, None) => break 0,
+            }
+        };
+        for layer in way.into_iter().rev() {
+            depth += 1;
+            self.depths.insert(layer, depth);
+        }
+        depth
     }
 }
 

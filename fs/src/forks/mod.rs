@@ -29,7 +29,7 @@ pub use branch::{Edit, ForkReport, ResetTo, SnapshotInfo};
 #[cfg(feature = "rocks")]
 pub use directory::{check_closed, repair_closed};
 pub use fork::Fork;
-pub use info::{ForkInfo, Space, Status};
+pub use info::{ForkEntry, ForkInfo, Space, Status};
 pub use sort::Layout;
 pub use store::{Parts, Store};
 

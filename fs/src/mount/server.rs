@@ -167,7 +167,7 @@ impl Server {
     pub fn list(&self, node: INodeNo) -> Outcome<Vec<Listed>> {
         let directory = |node, name: &[u8]| Listed { node, kind: FileType::Directory, name: name.into() };
         let Some((fork, dir)) = self.find(node)? else {
-            let forks = self.store.forks();
+            let forks = self.store.entries();
             let forks = forks.into_iter().map(|f| directory(node::of(f.id, FileId::ROOT), f.name.as_bytes()));
             return Ok([directory(node::TOP, b"."), directory(node::TOP, b"..")]
                 .into_iter()
