@@ -43,6 +43,12 @@ impl Counts {
         words.map_or(0, |words| words[(index % SLOTS_PER_RECORD) as usize / 64])
     }
 
+    /// Takes over the bits of one bitmap record, each of them one reference.
+    fn load(&mut self, chunk: u32, words: [u64; WORDS]) {
+        self.used += words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+        self.bits.insert(chunk, words);
+    }
+
     fn set(&mut self, index: u32, count: u32) {
         let words = self.bits.entry(index / SLOTS_PER_RECORD).or_default();
         let word = &mut words[(index % SLOTS_PER_RECORD) as usize / 64];
@@ -94,15 +100,14 @@ pub struct DurableChange {
 }
 
 impl SlotSpace {
-    /// Takes over one stored bitmap record.
+    /// Takes over one stored bitmap record; each comes once.
     pub fn load_bits(&mut self, chunk: u32, bits: &[u8; SLOT_MAP_BYTES]) {
-        for i in 0..SLOTS_PER_RECORD {
-            if bits[i as usize / 8] & (1 << (i % 8)) != 0 {
-                let index = chunk * SLOTS_PER_RECORD + i;
-                self.durable.set(index, 1);
-                self.live.set(index, 1);
-            }
+        let mut words = [0; WORDS];
+        for (word, bytes) in words.iter_mut().zip(bits.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*bytes);
         }
+        self.durable.load(chunk, words);
+        self.live.load(chunk, words);
     }
 
     /// Takes over one stored reference count.
@@ -344,6 +349,26 @@ mod tests {
         assert_eq!(space.take(FileId(1), 1, u32::MAX), None);
         assert!(space.release(all[1]));
         assert_eq!(space.take(FileId(1), 2, u32::MAX), Some(all[1]));
+    }
+
+    #[test]
+    fn stored_bitmaps_come_back_as_they_were() {
+        let mut space = SlotSpace::default();
+        space.set_host_slots(4096);
+        let slots: Vec<u32> = [1, 7, 900, 2000, 2047].to_vec();
+        let mut batch = Batch::default();
+        let change = space.plan(3, &slots, &[], &mut batch);
+        space.apply(change);
+        let mut loaded = SlotSpace::default();
+        for change in batch.changes {
+            let Change::Put(key, value) = change else { panic!("{change:?}") };
+            let (_, chunk, bits) = SlotsRecord::decode(&key, &value).unwrap();
+            loaded.load_bits(chunk, &bits);
+        }
+        assert_eq!((loaded.durable_slots(), loaded.live_bytes()), (5, 5 * BLOCK_BYTES));
+        let used: Vec<u32> = (0..4096).filter(|&i| loaded.references(i) == 1).collect();
+        assert_eq!(used, slots);
+        assert!(used.iter().all(|&i| loaded.durable_references(i) == 1));
     }
 
     #[test]
