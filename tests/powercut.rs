@@ -25,6 +25,8 @@ mod harness;
 mod ops;
 #[allow(dead_code, unused_imports)]
 mod oracle;
+#[path = "common/words.rs"]
+mod words;
 
 /// Parts of the harness.
 mod powercut {

@@ -14,6 +14,8 @@ mod common;
 mod harness;
 #[allow(dead_code, unused_imports)]
 mod oracle;
+#[path = "common/words.rs"]
+mod words;
 
 /// Parts of the harness.
 mod torture {

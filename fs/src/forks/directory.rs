@@ -17,6 +17,7 @@ use crate::map::schema::{Counters, STORE_VERSION};
 use crate::map::{Batch, Map};
 
 use super::Options;
+use super::phases::Phases;
 use super::store::{Parts, Store};
 use super::store_file::{self, bad_store};
 
@@ -76,6 +77,7 @@ impl Store {
     /// Opens the store in `dir` and takes its lock. What a crash has left
     /// undone is undone; what was durable is there.
     pub fn open(dir: &Path, options: Options) -> Result<Arc<Store>> {
+        let mut phases = Phases::begin();
         let (id, version) = store_file::read(dir)?;
         check_parts(dir)?;
         let lock = take_lock(dir)?;
@@ -91,7 +93,8 @@ impl Store {
             delta: Arc::new(HostDevice::new(&dir.join("delta"))),
             inplace: Arc::new(HostDevice::new(&dir.join("inplace"))),
         };
-        Self::open_parts(parts, options, Some(lock))
+        phases.end("map");
+        Self::open_in_phases(parts, options, Some(lock), phases)
     }
 }
 

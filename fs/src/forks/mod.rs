@@ -17,6 +17,7 @@ mod make;
 mod merge;
 mod names;
 mod paths;
+mod phases;
 mod quota;
 mod read;
 mod rest;

@@ -40,6 +40,7 @@ use super::Options;
 use super::core::{Core, Ids, LayerInfo};
 use super::fork::{Fork, Head};
 use super::merge::Pair;
+use super::phases::Phases;
 use super::sort::Cursor;
 
 /// What a store is made of; the tests put parts in memory in here.
@@ -139,6 +140,15 @@ pub(super) struct Work {
 impl Store {
     /// Opens a store made of these parts.
     pub fn open_parts(parts: Parts, options: Options, lock: Option<File>) -> Result<Arc<Store>> {
+        Self::open_in_phases(parts, options, lock, Phases::begin())
+    }
+
+    pub(super) fn open_in_phases(
+        parts: Parts,
+        options: Options,
+        lock: Option<File>,
+        mut phases: Phases,
+    ) -> Result<Arc<Store>> {
         let map = parts.map;
         let counters = match map.get(&Counters::key())? {
             Some(value) => Counters::decode(&Counters::key(), &value)?,
@@ -178,14 +188,15 @@ impl Store {
             hook: RwLock::default(),
             lock,
         });
-        store.recover()?;
+        store.recover(&mut phases)?;
         store.start_threads();
+        phases.log();
         Ok(store)
     }
 
     /// Reads the tables that are always in memory, and undoes what was left
     /// half done.
-    fn recover(&self) -> Result<()> {
+    fn recover(&self, phases: &mut Phases) -> Result<()> {
         let core = &self.core;
         let mut forks = Vec::new();
         scan(&*core.map, tag::FORK, &mut |k, v| {
@@ -212,6 +223,7 @@ impl Store {
                 }
             }
         }
+        phases.end("forks and layers");
         scan(&*core.map, tag::SLOTS, &mut |k, v| {
             let (delta, chunk, bits) = SlotsRecord::decode(k, v)?;
             core.delta(delta).space().load_bits(chunk, &bits);
@@ -222,6 +234,7 @@ impl Store {
             core.delta(slot.delta()).space().load_shared(slot.index(), count);
             Ok(true)
         })?;
+        phases.end("slots");
         scan(&*core.map, tag::EXTENTS, &mut |k, v| {
             let (layer, file, record) = ExtentsRecord::decode(k, v)?;
             let hosts = record.hosts();
@@ -230,6 +243,7 @@ impl Store {
             Ok(true)
         })?;
         core.hosts.remove_unrecorded()?;
+        phases.end("in-place files");
         let mut quotas = HashMap::new();
         scan(&*core.map, tag::QUOTA, &mut |k, v| {
             let (fork, bytes) = QuotaRecord::decode(k, v)?;
@@ -246,6 +260,7 @@ impl Store {
             core.map.commit(&batch)?;
             core.hosts.seals.end_removal(&going, true);
         }
+        phases.end("quotas and seals");
 
         self.check_unused_ids(&forks)?;
         let mut unfinished = Vec::new();
@@ -279,6 +294,7 @@ impl Store {
             delta.retired.store(!in_use.contains(id), Ordering::SeqCst);
         }
         self.remove_unused_deltas(&in_use)?;
+        phases.end("delta files");
         self.queue_unreachable();
         self.background.state.lock().look = core.options.merge;
         for name in unfinished {
