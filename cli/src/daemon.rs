@@ -124,7 +124,8 @@ fn begin(paths: &StorePaths, mountpoint: Option<PathBuf>, ground: Ground) -> Res
         let _ = nix::unistd::setsid();
         std::env::set_current_dir("/").context(|| "cannot change to /")?;
     }
-    logger::init();
+    let own_log = (ground == Ground::Back).then(|| paths.daemon_log());
+    logger::init(own_log.as_deref());
     // The store's own files are nobody else's business; the modes of the files
     // in forks are kept in the store and not touched by this.
     umask(Mode::from_bits_truncate(0o077));
