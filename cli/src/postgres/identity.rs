@@ -125,10 +125,32 @@ fn tablespaces_to_come(tree: &dyn Tree) -> Result<Vec<String>> {
     let (Some(_), Some(map)) = (tree.read("backup_label")?, tree.read("tablespace_map")?) else {
         return Ok(Vec::new());
     };
-    let map = String::from_utf8_lossy(&map);
-    let places = map.lines().filter_map(|line| line.split_once(' '));
-    let outside = places.filter(|(name, to)| conf::within(&format!("pg_tblspc/{name}"), to).is_none());
+    let lines = tablespace_lines(&String::from_utf8_lossy(&map));
+    let places = lines.iter().filter_map(|line| line.split_once(' '));
+    // Older servers skip any number of blanks.
+    let outside =
+        places.filter(|(name, to)| conf::within(&format!("pg_tblspc/{name}"), to.trim_start()).is_none());
     Ok(outside.map(|(name, to)| format!("tablespace_map puts tablespace {name} at {to}")).collect())
+}
+
+/// The lines of a tablespace_map as the server reads them: either end of line ends
+/// one, and a backslash takes the next character as it is.
+fn tablespace_lines(map: &str) -> Vec<String> {
+    let (mut lines, mut line) = (Vec::new(), String::new());
+    let mut escaped = false;
+    for c in map.chars() {
+        match c {
+            '\n' | '\r' if !escaped => lines.push(std::mem::take(&mut line)),
+            '\\' if !escaped => {
+                escaped = true;
+                continue;
+            }
+            c => line.push(c),
+        }
+        escaped = false;
+    }
+    lines.push(line);
+    lines
 }
 
 /// Where a link points, if that is not below the data directory's top.
@@ -453,6 +475,17 @@ mod tests {
         p.tree.write("backup_label", b"START WAL LOCATION: 0/28\n").unwrap();
         let error = apply(&p.tree, &identity(false)).unwrap_err();
         assert_eq!(error.causes, ["tablespace_map puts tablespace 16400 at /data/ts1"]);
+        // However it is written, if the server reads it so.
+        for map in [
+            "16400 \\/data/ts1\n",
+            "1 ../a\r16400 /data/ts1",
+            "16400   /data/ts1\n",
+            "1\\\n2 .\n16400 /data/ts1",
+        ] {
+            p.tree.write("tablespace_map", map.as_bytes()).unwrap();
+            let error = apply(&p.tree, &identity(false)).unwrap_err();
+            assert!(error.causes.len() == 1 && error.causes[0].ends_with("/data/ts1"), "{map:?}: {error}");
+        }
     }
 
     #[test]
