@@ -1,12 +1,16 @@
 //! A full disk under the store: PostgreSQL gets "No space left on device" and nothing worse.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::common::disk::SmallDisk;
-use crate::common::pg::Postgres;
+use crate::common::pg::{Endpoint, Postgres};
+use crate::common::process::wait_until;
+use crate::common::random::Random;
 use crate::common::sql::Sql;
 use crate::common::store::{AGGRESSIVE, Store, text};
-use crate::common::{skipped, turn_on_a_mount};
+use crate::common::{rounds, skipped, turn_on_a_mount};
 use crate::oracle::{self, DATABASE, Load, Window, report, verify};
 
 /// The disk fills under load: statements fail with SQLSTATE 53100, what was acknowledged stays, and when there is
@@ -70,14 +74,7 @@ fn disk_full_under_load() {
 
     std::fs::remove_file(&balloon).expect("give space back");
     assert!(disk.free() > 100 << 20, "there is space again");
-    let at = store.endpoint("main");
-    // It may still recover by itself, or give that up because the disk was full when it tried.
-    crate::common::process::wait_until("the server's recovery", || {
-        if text(&store.show("main"), "state") != "running" {
-            store.run(["start", "main"]);
-        }
-        Sql::connect(&at, DATABASE).is_ok()
-    });
+    let at = recovered(&store);
     // No statement came through by halves. Then the table goes: checking it would write hints on all its pages, and
     // fill the disk again.
     let sql = Sql::connect(&at, DATABASE).expect("connect");
@@ -102,6 +99,190 @@ fn disk_full_under_load() {
     store.stop("main");
     Postgres::get().checksums(&store.path("main")).expect_ok();
     assert_eq!(store.daemon_pid(), daemon);
+}
+
+/// The server of `main`, with room again: it may still recover by itself, or have given that up because the disk was
+/// full when it tried.
+#[track_caller]
+fn recovered(store: &Store) -> Endpoint {
+    let at = store.endpoint("main");
+    wait_until("the server's recovery", || {
+        if text(&store.show("main"), "state") != "running" {
+            store.run(["start", "main"]);
+        }
+        Sql::connect(&at, DATABASE).is_ok()
+    });
+    at
+}
+
+/// What a few rounds came to.
+#[derive(Debug, Default)]
+struct Sums {
+    rounds: usize,
+    commits: u64,
+    errors_met: usize,
+    disk_full: usize,
+    server_stopped: usize,
+    forks_made: usize,
+    forks_refused: usize,
+}
+
+/// Rounds on one disk: the layers of a parent that is forked again and again are not merged, so that its store grows.
+const ROUNDS_PER_DISK: usize = 4;
+
+/// Somebody else's files take space and give it back, by amounts and at moments that are left to chance, while a server
+/// works and forks come and go. Now and then they take even what the store keeps back for itself. Whatever fails then,
+/// each time that there is room again all acknowledged commits are there, the store is whole, and the daemon is the
+/// one that it was.
+///
+/// `PGCOWFS_TEST_ROUNDS` sets the number of rounds, `PGCOWFS_TEST_SEED` another sequence.
+#[test]
+fn full_at_random_moments() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let seed = std::env::var("PGCOWFS_TEST_SEED").map_or(1, |seed| seed.parse().expect("a number"));
+    let mut sums = Sums::default();
+    let wanted = rounds(3);
+    while sums.rounds < wanted {
+        let disk = match SmallDisk::make(800) {
+            Ok(disk) => disk,
+            Err(why) => return skipped(&why),
+        };
+        rounds_on(&disk, seed, wanted, &mut sums);
+    }
+    println!("seed {seed}: {sums:?}");
+    assert!(wanted < 10 || sums.disk_full > 0 && sums.forks_made > 0, "nothing of that happened: {sums:?}");
+}
+
+fn rounds_on(disk: &SmallDisk, seed: u64, wanted: usize, sums: &mut Sums) {
+    let store = Store::at(&disk.join("store"));
+    store.init();
+    store.create("main", AGGRESSIVE);
+    let mut at = store.start("main");
+    oracle::install(&at);
+    let daemon = store.daemon_pid();
+    let mut found = vec![0; oracle::CLIENTS];
+    for _ in 0..ROUNDS_PER_DISK.min(wanted - sums.rounds) {
+        let round = sums.rounds;
+        let mut random = Random::part(seed, round as u64);
+        let postmaster = store.postmaster("main");
+        let load = Load::start(&at, Some(&found));
+        let stop = AtomicBool::new(false);
+        let forks_seed = random.number();
+        let (made, refused) = std::thread::scope(|scope| {
+            let forks = scope.spawn(|| come_and_go(&store, &load, forks_seed, &stop));
+            for _ in 0..random.between(1, 5) {
+                std::thread::sleep(Duration::from_millis(random.below(400)));
+                squeeze(disk, some_room(&mut random));
+                std::thread::sleep(Duration::from_millis(random.below(1000)));
+                release(disk);
+            }
+            stop.store(true, Ordering::Relaxed);
+            forks.join().expect("the thread that makes forks")
+        });
+        let (window, errors) = load.end();
+        at = recovered(&store);
+        sums.rounds += 1;
+        sums.forks_made += made.len();
+        sums.forks_refused += refused;
+        sums.server_stopped += usize::from(store.postmaster("main") != postmaster);
+        sums.errors_met += usize::from(!errors.is_empty());
+        sums.disk_full += usize::from(errors.iter().any(|e| e.state.as_deref() == Some("53100")));
+        let context = || format!("seed {seed}, round {round}, window {window:?}, {errors:?}");
+        let before: u64 = found.iter().sum();
+        found = verify(&at, &window).unwrap_or_else(|v| panic!("{}:{}", context(), report(&v)));
+        sums.commits += found.iter().sum::<u64>() - before;
+        assert_eq!(store.daemon_pid(), daemon, "{}: the daemon is the same", context());
+        // The forks: those whose command succeeded and that were not removed are there, and the last one is judged.
+        let names = store.names();
+        let there: Vec<_> = made.iter().filter(|fork| !fork.removed).collect();
+        for fork in &there {
+            assert!(names.contains(&fork.name), "{}: {} is not there: {names:?}", context(), fork.name);
+        }
+        if let Some(fork) = there.last() {
+            let at = store.start(&fork.name);
+            verify(&at, &fork.window)
+                .unwrap_or_else(|v| panic!("{}: {}:{}", context(), fork.name, report(&v)));
+            store.stop(&fork.name);
+        }
+        for name in names.iter().filter(|name| *name != "main") {
+            store.ok(["rm", name]);
+        }
+        let done = store.run(["scrub"]);
+        assert!(done.ok(), "{}: {}", context(), done.report());
+    }
+    store.stop("main");
+    Postgres::get().checksums(&store.path("main")).expect_ok();
+}
+
+/// How much the others leave: nothing, some of the store's reserve of 64 MiB, or little more than that.
+fn some_room(random: &mut Random) -> u64 {
+    const MIB: u64 = 1 << 20;
+    match random.below(5) {
+        0 => 0,
+        1 => random.below(8 * MIB),
+        2 => random.below(64 * MIB),
+        3 => random.between(64 * MIB, 68 * MIB),
+        _ => random.between(64 * MIB, 160 * MIB),
+    }
+}
+
+/// Takes all space but so many bytes.
+fn squeeze(disk: &SmallDisk, leave: u64) {
+    let file = std::fs::File::create(disk.join("filler")).expect("make the filler");
+    // What is free changes at the same time, so that it takes more than one attempt.
+    for _ in 0..20 {
+        let have = file.metadata().expect("its size").len();
+        let take = disk.free().saturating_sub(leave);
+        if take == 0 {
+            return;
+        }
+        let end = |len: u64| i64::try_from(len).expect("a small disk");
+        match nix::fcntl::posix_fallocate(&file, end(have), end(take)) {
+            Ok(()) | Err(nix::errno::Errno::ENOSPC) => {}
+            Err(e) => panic!("take space: {e}"),
+        }
+    }
+}
+
+/// Gives it back.
+fn release(disk: &SmallDisk) {
+    std::fs::remove_file(disk.join("filler")).expect("remove the filler");
+}
+
+/// A fork that was made while space came and went.
+struct Made {
+    name: String,
+    /// What it may hold.
+    window: Window,
+    removed: bool,
+}
+
+/// Makes forks and removes them until told to stop. A command may be refused for want of space, and for nothing else.
+/// Returns the forks, and how many were refused.
+fn come_and_go(store: &Store, load: &Load, seed: u64, stop: &AtomicBool) -> (Vec<Made>, usize) {
+    const STORAGE: i32 = 8;
+    let mut random = Random::new(seed);
+    let (mut made, mut refused): (Vec<Made>, _) = (Vec::new(), 0);
+    while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(random.below(600)));
+        let some = random.below(made.len() as u64 * 2) as usize;
+        if let Some(fork) = made.get_mut(some).filter(|fork| !fork.removed) {
+            let done = store.run(["rm", &fork.name]);
+            assert!(done.ok() || done.code == STORAGE, "{}", done.report());
+            fork.removed = true;
+            continue;
+        }
+        let name = format!("fork{}", made.len() + refused);
+        let (done, window) = load.around(|| store.run(["fork", "main", &name]));
+        assert!(done.ok() || done.code == STORAGE, "{}", done.report());
+        match done.ok() {
+            true => made.push(Made { name, window, removed: false }),
+            false => refused += 1,
+        }
+    }
+    (made, refused)
 }
 
 /// A fork's quota: its statements fail with SQLSTATE 53100, its parent does not notice, and once the quota is raised

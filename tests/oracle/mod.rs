@@ -20,7 +20,7 @@ mod verify;
 #[allow(unused_imports)]
 pub use churn::{Attempt, Churn, Fate, presence};
 #[allow(unused_imports)] // Each test program uses its own part of this.
-pub use load::{Clock, Habits, History, LAZY, Load, Window};
+pub use load::{CLIENTS, Clock, Habits, History, LAZY, Load, Window};
 pub use verify::{Kind, report, verify};
 
 use crate::common::pg::Endpoint;
