@@ -24,4 +24,5 @@ mod e2e {
     mod lifecycle;
     mod oracle_controls;
     mod security;
+    mod space;
 }

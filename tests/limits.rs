@@ -9,7 +9,7 @@ mod mem;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mem::{B, Parts3, cluster, file, fork, page, read};
+use mem::{B, Parts3, cluster, collect, file, fork, page, read};
 use pgcowfs::{Error, FileId, Fork, Make, RenameMode, SetAttr, Store};
 
 const MIB: u64 = 1 << 20;
@@ -208,6 +208,136 @@ fn the_low_water_mark_is_what_forks_leave_free() {
     assert_eq!(fill(&main, rel, 1), 40);
     assert_eq!(fill(&main, wal, 1), 3 * MIB / B);
     use_without_room(&main, rel, 40, 1);
+    store.close().unwrap();
+}
+
+/// Free bytes of the delta files' disk.
+fn free(parts: &Parts3) -> u64 {
+    pgcowfs::device::Device::free_bytes(&parts.delta).unwrap()
+}
+
+/// Opened and released, so that the slots set aside for it are free.
+fn filled(fork: &Fork, path: &str, blocks: u64, byte: u8) -> FileId {
+    let rel = file(fork, path);
+    fork.open(rel).unwrap();
+    for block in 0..blocks {
+        fork.write(rel, block * B, &page(byte)).unwrap();
+    }
+    fork.release(rel);
+    fork.sync_all().unwrap();
+    rel
+}
+
+fn unlink(fork: &Fork, path: &str) {
+    let (dir, name) = path.rsplit_once('/').unwrap();
+    fork.unlink(fork.resolve(dir).unwrap().file, name.as_bytes()).unwrap();
+    fork.sync_all().unwrap();
+}
+
+/// A slot without space is none: where holes were made, a full disk is full.
+#[test]
+fn a_hole_is_no_room() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    filled(&main, "base/5/1", 200, 1);
+    let kept = filled(&main, "base/5/2", 200, 2);
+    unlink(&main, "base/5/1");
+    parts.delta.set_free_bytes(Some(RESERVE));
+    collect(&store);
+    // Somebody else takes all but ten pages of it.
+    assert!(free(&parts) >= RESERVE + 200 * B);
+    parts.delta.set_free_bytes(Some(RESERVE + 10 * B));
+    let rel = file(&main, "base/5/3");
+    assert_eq!(fill(&main, rel, 3), 10);
+    assert_eq!(free(&parts), RESERVE);
+    use_without_room(&main, rel, 10, 3);
+    use_without_room(&main, kept, 200, 2);
+    let again = parts.worst_crash().open();
+    use_without_room(&again.by_name("main").unwrap(), rel, 10, 3);
+    use_without_room(&again.by_name("main").unwrap(), kept, 200, 2);
+    assert_eq!(again.check(true).unwrap(), Vec::<String>::new());
+    again.close().unwrap();
+    parts.delta.set_free_bytes(None);
+    for block in 0..200 {
+        main.write(rel, block * B, &page(4)).unwrap();
+    }
+    use_without_room(&main, rel, 200, 4);
+    assert_eq!(store.check(true).unwrap(), Vec::<String>::new());
+    store.close().unwrap();
+}
+
+/// A store that was just opened does not know which free slots have space. On a
+/// full disk it finds those that have, and takes nothing of the reserve for the
+/// others.
+#[test]
+fn a_full_disk_and_a_restart() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let rel = filled(&main, "base/5/1", 100, 1);
+    filled(&main, "base/5/2", 100, 2);
+    let text = filled(&main, "plain", 1, 3);
+    // A hole first, then free slots with space.
+    unlink(&main, "base/5/2");
+    collect(&store);
+    filled(&main, "base/5/4", 20, 4);
+    unlink(&main, "base/5/4");
+    parts.delta.set_free_bytes(Some(RESERVE));
+    store.close().unwrap();
+    let store = parts.open();
+    let main = store.by_name("main").unwrap();
+    for round in 5..8 {
+        for block in 0..100 {
+            main.write(rel, block * B, &page(round)).unwrap();
+        }
+        // A part of a block asks for room first.
+        main.write(rel, 0, &page(round)[..100]).unwrap();
+        use_without_room(&main, rel, 100, round);
+    }
+    main.write(text, 5, b"text").unwrap();
+    main.sync_all().unwrap();
+    let other = file(&main, "base/5/5");
+    let blocks = fill(&main, other, 9);
+    assert!((1..=45).contains(&blocks), "{blocks} more pages where 45 free slots had space at most");
+    assert_eq!(free(&parts), RESERVE);
+    use_without_room(&main, other, blocks, 9);
+    assert_eq!(store.check(true).unwrap(), Vec::<String>::new());
+    store.close().unwrap();
+}
+
+/// What forks keep for their next pages is there for others when the disk is full,
+/// all but a few MiB of each.
+#[test]
+fn a_full_disk_takes_what_other_forks_keep() {
+    let parts = Parts3::new();
+    let parts = Parts3 { inplace: parts.delta.clone(), ..parts };
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let wal = file(&main, "pg_wal/000000010000000000000001");
+    let rich = fork(&store, "main", "rich");
+    let kept = filled(&rich, "base/5/1", 100, 1);
+    filled(&rich, "base/5/2", 4000, 2);
+    unlink(&rich, "base/5/2");
+    parts.delta.set_free_bytes(Some(RESERVE));
+    let rel = file(&main, "base/5/3");
+    for block in 0..1000 {
+        main.write(rel, block * B, &page(3)).unwrap();
+        main.write(wal, block * B, &page(3)).unwrap();
+    }
+    main.sync_all().unwrap();
+    // At the end 4 MiB of free slots are left to the rich one.
+    assert!(fill(&main, file(&main, "base/5/4"), 4) > 1000);
+    let rich_file = pgcowfs::device::Device::open(&parts.delta, "00000002", false).unwrap();
+    assert_eq!(rich_file.allocated().unwrap(), (100 + 512) * B);
+    use_without_room(&main, rel, 1000, 3);
+    use_without_room(&main, wal, 1000, 3);
+    use_without_room(&rich, kept, 100, 1);
+    // It can go on as well.
+    for block in 0..512 {
+        rich.write(kept, block * B, &page(5)).unwrap();
+    }
+    assert_eq!(store.check(true).unwrap(), Vec::<String>::new());
     store.close().unwrap();
 }
 

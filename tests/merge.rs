@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use mem::{B, Parts3, cluster, file, fork, page, read};
+use mem::{B, Parts3, cluster, collect, file, fork, page, read};
 use pgcowfs::device::Device;
 use pgcowfs::map::mem::MemMap;
 use pgcowfs::map::{Batch, Change, Map, Visit};
@@ -82,7 +82,7 @@ impl Rig {
     fn merge(&self) -> u64 {
         self.store.wait_for_collection();
         let before = self.map.changes.load(SeqCst);
-        self.store.collect_all().unwrap();
+        collect(&self.store);
         self.map.changes.load(SeqCst) - before
     }
 

@@ -78,6 +78,33 @@ fn a_crash_at_every_point() {
     result.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
+/// Free space goes back to the host between pages that are in use, some of them
+/// shared, and is taken again.
+#[test]
+fn a_crash_at_every_point_of_giving_space_back() {
+    let write = |fork, name, byte| Op::Write { fork, name, offset: 0, len: 3 * B, byte };
+    let mut ops = Vec::new();
+    for byte in 1..3 {
+        ops.extend([write(0, 0, byte), write(0, 1, byte), write(0, 2, byte), Op::Sync { fork: 0 }]);
+        ops.extend([Op::Fork { parent: 0 }, write(1, 2, byte + 10), write(1, 1, byte), Op::Sync { fork: 1 }]);
+        ops.extend([
+            Op::Unlink { fork: 1, name: 2 },
+            Op::Unlink { fork: 0, name: 0 },
+            write(0, 1, byte + 20),
+        ]);
+        ops.extend([Op::Sync { fork: 0 }, Op::Sync { fork: 1 }, Op::Collect, write(0, 2, byte + 30)]);
+        ops.extend([Op::Remove { fork: 1 }, Op::Collect, write(0, 0, byte + 40), Op::Collect]);
+    }
+    let mut tried = Tried::default();
+    crash_everywhere(&ops, 1, &mut tried);
+    println!("{tried:?}");
+    assert!(tried.punches >= 2 && tried.cuts >= 2, "{tried:?}");
+    for at in 0..count_points(&ops) {
+        run_with_failure(&ops, at, std::io::Error::other("injected"));
+        run_with_failure(&ops, at, std::io::Error::from_raw_os_error(libc::ENOSPC));
+    }
+}
+
 proptest! {
     #![proptest_config(config(20))]
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use mem::{B, Parts3, cluster, file, fork, page, read};
+use mem::{B, Parts3, cluster, collect, file, fork, page, read};
 use pgcowfs::{Error, FileId, Fork, ResetTo, Store};
 
 fn labels(store: &Store, fork: &str) -> Vec<String> {
@@ -43,7 +43,7 @@ fn a_snapshot_stays_what_the_fork_was() {
     write(&main, wal, 9);
     assert_eq!(labels(&store, "main"), ["v1", "v2", "v3"]);
     store.remove_snapshot("main", "v2").unwrap();
-    store.collect_all().unwrap();
+    collect(&store);
     check(&store);
     store.close().unwrap();
     let store = parts.open();
@@ -57,7 +57,7 @@ fn a_snapshot_stays_what_the_fork_was() {
     // Whatever goes first: the forks have all they need.
     store.remove_snapshot("main", "v1").unwrap();
     store.remove("main").unwrap();
-    store.collect_all().unwrap();
+    collect(&store);
     for name in ["of-v1", "of-v3"] {
         assert_eq!(read(&store.by_name(name).unwrap(), f, 0, B), page(77));
     }
@@ -106,7 +106,7 @@ fn a_reset_fork_keeps_its_name_and_what_belongs_to_it() {
     assert_eq!(labels(&store, "child"), ["two"]);
     // The parent may be gone.
     store.remove("main").unwrap();
-    store.collect_all().unwrap();
+    collect(&store);
     store.reset("child", &ResetTo::Origin, &mut |_| Ok(())).unwrap();
     assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(5));
     check(&store);
@@ -139,7 +139,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         let failed = store.reset("child", &to, &mut |_| Err(Error::Unsupported));
         assert!(matches!(failed, Err(Error::Unsupported)));
     }
-    store.collect_all().unwrap();
+    collect(&store);
     assert_eq!(read(&child, f, 0, B), page(2));
     assert_eq!(labels(&store, "child"), ["one"]);
     assert_eq!(store.forks().len(), 2);
@@ -158,10 +158,10 @@ fn a_promoted_fork_gives_back_what_it_was_made_from() {
     (0..50).for_each(|block| child.write(f, block * B, &page(2)).unwrap());
     child.sync_all().unwrap();
     store.remove("main").unwrap();
-    store.collect_all().unwrap();
+    collect(&store);
     assert_eq!(store.info("child").unwrap().delta_bytes, 100 * B, "it can still be put back");
     store.promote("child").unwrap();
-    store.collect_all().unwrap();
+    collect(&store);
     let info = store.info("child").unwrap();
     assert_eq!((info.delta_bytes, info.parent), (50 * B, None));
     assert!(matches!(store.promote("child"), Err(Error::NoOrigin(_))));
@@ -239,14 +239,14 @@ fn everything_at_once() {
         results.into_iter().for_each(|result| result.unwrap());
     });
     main.sync_all().unwrap();
-    store.collect_all().unwrap();
+    collect(&store);
     check(&store);
     for info in store.forks() {
         if info.name != "main" {
             store.remove(&info.name).unwrap();
         }
     }
-    store.collect_all().unwrap();
+    collect(&store);
     check(&store);
     assert_eq!(store.layers(), 2);
     assert_eq!(store.info("main").unwrap().delta_bytes, 200 * B);

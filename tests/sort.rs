@@ -5,7 +5,7 @@ mod mem;
 
 use std::sync::Arc;
 
-use mem::{B, Parts3, cluster, file, fork, page, read};
+use mem::{B, Parts3, cluster, collect, file, fork, page, read};
 use pgcowfs::{FileId, Fork, Layout, Options, Store};
 
 const BLOCKS: u64 = 512;
@@ -84,7 +84,7 @@ fn pages_that_others_see_stay_where_they_are() {
     main.sync_all().unwrap();
     assert_eq!(store.sort_all().unwrap(), BLOCKS, "only the file that has no copy");
     right(&main, &files);
-    store.collect_all().unwrap();
+    collect(&store);
     // What was in the layer below has come together with the rest.
     assert_eq!(store.info("main").unwrap().delta_bytes, 2 * BLOCKS * B + BLOCKS * B);
     right(&main, &files);

@@ -52,7 +52,7 @@ impl Rig {
             child.sync_all().unwrap();
             self.store.by_name("main").unwrap().write(self.file, 0, &page(3)).unwrap();
             self.store.remove("child").unwrap();
-            self.store.collect_all().unwrap();
+            self.store.collect_all(&mut |_| true).unwrap();
         }
     }
 

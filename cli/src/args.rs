@@ -83,6 +83,8 @@ pub enum Command {
     Umount(Umount),
     /// Show the state of the store and its daemon
     Status(Status),
+    /// Give the space that nothing needs back to the disk
+    Gc(Gc),
     /// Check that the store's records fit together
     Check(Check),
     /// Check the store, and read every page in it
@@ -439,8 +441,30 @@ Examples:
   pgcowfs status
   pgcowfs status --json
 
+\"used\" is what forks and snapshots refer to, each page counted once; of that \"shared\" is the pages that more than one fork \
+is built on. \"reclaimable\" is what nothing refers to and the disk still holds: removed forks that the background has not come \
+to, and free space that running forks keep for their next pages (a quarter of what they use, or what they have used in the \
+last ten minutes; `pgcowfs gc` gives that back, too). \"given back\" counts since the daemon was started. What the store takes \
+beyond used and reclaimable is its block map.
+
 It does not mount a store that is not mounted.")]
 pub struct Status {}
+
+/// `gc`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs gc                 lets the daemon begin at once
+  pgcowfs gc --wait          and waits until it is done
+  pgcowfs rm pr42 && pgcowfs gc --wait --json | jq .reclaimed_bytes
+
+The daemon gives space back by itself, with pauses, and leaves running forks some room for their next pages. This is for who \
+needs the space now. Forks may run meanwhile; a fork that is written to takes space again.")]
+pub struct Gc {
+    /// Wait until all is given back, and say how much it was
+    #[arg(long)]
+    pub wait: bool,
+}
 
 /// `check`
 #[derive(Args, Debug)]
@@ -638,6 +662,8 @@ mod tests {
             "pgcowfs quota a none",
             "pgcowfs init --keep-free 10%",
             "pgcowfs init --keep-free 5GB",
+            "pgcowfs gc",
+            "pgcowfs gc --wait --json",
             "pgcowfs check --repair --json",
             "pgcowfs scrub main --seal --rate 50MB",
             "pgcowfs scrub pr42 --restore base/5/16384:7",

@@ -75,6 +75,12 @@ pub enum Request {
         /// The quota in bytes; null: none.
         bytes: Option<u64>,
     },
+    /// Gives all free space back; with `wait`, replies when that is done, and sends
+    /// [`Reply::Progress`] with [`Progress`] now and then. -> [`Collected`]
+    Collect {
+        /// Reply at the end, not at the beginning.
+        wait: bool,
+    },
     /// Checks the store, and with `scrub` reads everything in it. Sends
     /// [`Reply::Progress`] with [`Progress`] now and then. -> [`Inspected`]
     Inspect(InspectSpec),
@@ -133,6 +139,18 @@ pub struct DaemonStatus {
     pub map_memory_bytes: u64,
     /// What the store takes on its disk.
     pub store_bytes: u64,
+    /// What forks and snapshots refer to.
+    #[serde(default)]
+    pub used_bytes: u64,
+    /// Pages that more than one fork is built on.
+    #[serde(default)]
+    pub shared_bytes: u64,
+    /// What nothing refers to and the disk still holds.
+    #[serde(default)]
+    pub reclaimable_bytes: u64,
+    /// Given back since the daemon started.
+    #[serde(default)]
+    pub reclaimed_bytes: u64,
     /// Since the daemon started.
     pub uptime_s: f64,
     /// What the kernel has asked so far, by kind.
@@ -264,13 +282,26 @@ pub struct InspectSpec {
     pub bytes_per_second: Option<u64>,
 }
 
-/// How far an inspection is.
+/// How far something long is.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Progress {
-    /// Bytes read since the last one.
+    /// Bytes read, or given back, since the last one.
     pub bytes: u64,
-    /// Bytes there are to read.
+    /// Bytes that there are.
     pub total: u64,
+}
+
+/// What was given back.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Collected {
+    /// Whether all of it is done.
+    pub done: bool,
+    /// Given back to the disk.
+    pub reclaimed_bytes: u64,
+    /// What could still be.
+    pub reclaimable_bytes: u64,
+    /// What the store takes on its disk.
+    pub store_bytes: u64,
 }
 
 /// What an inspection found.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::one_line;
 use crate::postgres::server::State;
-use crate::protocol::{ForkRow, Inspected};
+use crate::protocol::{Collected, ForkRow, Inspected};
 use crate::ui::{Cell, bytes_text, duration_text, pairs, table};
 
 /// A command's result.
@@ -486,6 +486,14 @@ pub struct StatusReport {
     pub map_memory_bytes: Option<u64>,
     /// What the store takes on its disk.
     pub store_bytes: Option<u64>,
+    /// What forks and snapshots refer to.
+    pub used_bytes: Option<u64>,
+    /// Pages that more than one fork is built on.
+    pub shared_bytes: Option<u64>,
+    /// What nothing refers to and the disk still holds.
+    pub reclaimable_bytes: Option<u64>,
+    /// Given back since the daemon started.
+    pub reclaimed_bytes: Option<u64>,
     /// For how long the daemon has run.
     pub uptime_s: Option<f64>,
     /// Requests of the kernel so far, by kind.
@@ -522,9 +530,40 @@ impl Report for StatusReport {
             ("map entries", number(self.map_entries)),
             ("map memory", bytes(self.map_memory_bytes)),
             ("store size", bytes(self.store_bytes)),
+            ("used", bytes(self.used_bytes)),
+            ("shared", bytes(self.shared_bytes)),
+            ("reclaimable", bytes(self.reclaimable_bytes)),
+            ("given back", bytes(self.reclaimed_bytes)),
         ];
         rows.extend(rest.into_iter().filter_map(|(name, cell)| Some((name, cell?))));
         pairs(&rows)
+    }
+}
+
+/// `gc`
+#[derive(Clone, Debug, Serialize)]
+pub struct GcReport {
+    /// What was given back, and what is left.
+    #[serde(flatten)]
+    pub collected: Collected,
+    /// How long it took.
+    pub took_ms: f64,
+}
+
+impl Report for GcReport {
+    fn human(&self, _color: bool) -> String {
+        let Collected { done, reclaimed_bytes, reclaimable_bytes, store_bytes } = self.collected;
+        let takes = format!("the store takes {} on its disk", bytes_text(store_bytes));
+        match done {
+            true => format!(
+                "gave {} back in {}; {takes}",
+                bytes_text(reclaimed_bytes),
+                duration_text(Duration::from_secs_f64(self.took_ms / 1e3))
+            ),
+            false => {
+                format!("the daemon gives up to {} back from now on; {takes}", bytes_text(reclaimable_bytes))
+            }
+        }
     }
 }
 

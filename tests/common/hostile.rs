@@ -267,7 +267,7 @@ pub fn use_store(parts: &Parts3) -> Result<(), Error> {
         let _ = store.reset(&name, &ResetTo::Origin, &mut |_| Ok(()));
         let _ = store.promote(&name);
     }
-    let _ = store.collect_all();
+    let _ = store.collect_all(&mut |_| true);
     let names: Vec<String> = store.forks().into_iter().map(|info| info.name).collect();
     for name in names {
         let _ = store.remove(&name);

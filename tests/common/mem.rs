@@ -117,3 +117,14 @@ pub fn fork(store: &Store, parent: &str, child: &str) -> Arc<Fork> {
     store.fork(parent, child, b"", &mut |_| Ok(())).unwrap();
     store.by_name(child).unwrap()
 }
+
+/// Brings all work about space to its end; the bytes that went back to the device.
+pub fn collect(store: &Store) -> u64 {
+    let mut bytes = 0;
+    let done = store.collect_all(&mut |so_far| {
+        bytes = so_far;
+        true
+    });
+    assert!(done.unwrap(), "it was not stopped");
+    bytes
+}

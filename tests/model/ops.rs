@@ -14,7 +14,7 @@ pub enum Op {
         len: u64,
         byte: u8,
     },
-    /// Merge all layers that can be.
+    /// Merge all layers that can be, and give all free space back.
     Collect,
     /// Write scattered pages together.
     Sort,

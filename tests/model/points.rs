@@ -25,6 +25,9 @@ type Images = Arc<Mutex<Vec<(Point, Rig)>>>;
 pub struct Tried {
     pub operations: u64,
     pub points: u64,
+    /// Those of them at which space goes back to the host: holes, and ends.
+    pub punches: u64,
+    pub cuts: u64,
     pub crashes: u64,
 }
 
@@ -42,6 +45,8 @@ pub fn crash_everywhere(ops: &[Op], seed: u64, tried: &mut Tried) {
         let taken = std::mem::take(&mut *images.lock());
         for (point, rig) in taken {
             tried.points += 1;
+            tried.punches += u64::from(point == Point::Punch);
+            tried.cuts += u64::from(point == Point::Truncate);
             for way in 0..4 {
                 let image = match way {
                     0 => rig.crash(512, &mut || false),

@@ -9,7 +9,7 @@ use pgcowfs::forks::Parts;
 use pgcowfs::map::mem::MemMap;
 use pgcowfs::{Error, Fork, Make, Options, ResetTo, Store};
 
-use super::files::{DIRS, Files, Moments, NAMES, find, moment_of};
+use super::files::{B, DIRS, Files, Moments, NAMES, find, moment_of};
 pub use super::ops::Op;
 use super::ops::{apply_to_files, split};
 
@@ -121,6 +121,8 @@ impl Rig {
             scattered_max: 2,
             merge_step_records: 2,
             sort_pages_min: 2,
+            // Each free page makes a hole.
+            punch_min_bytes: B,
             ..Options::default()
         };
         Store::open_parts(parts, options, None)
@@ -175,7 +177,9 @@ impl World {
             Op::Seal => {
                 self.store.seal_at_rest(std::time::Duration::ZERO)?;
             }
-            Op::Collect => self.store.collect_all()?,
+            Op::Collect => {
+                self.store.collect_all(&mut |_| true)?;
+            }
             Op::Sort => {
                 self.store.sort_all()?;
             }

@@ -109,7 +109,8 @@ pub fn record(dir: &Path, clock: &Clock, operations: u64, seed: u64) -> Recordin
     let made = clock();
     // A small limit: pages reach the disk in many writes, at many moments.
     let store =
-        Store::open(dir, Options { dirty_limit_bytes: 1 << 20, ..Options::default() }).expect("open it");
+        Store::open(dir, Options { dirty_limit_bytes: 1 << 20, punch_min_bytes: B, ..Options::default() })
+            .expect("open it");
     let mut workers: Vec<Worker> = (0..WORKERS)
         .map(|n| Worker {
             store: store.clone(),
@@ -175,7 +176,9 @@ impl Worker {
     fn step(&mut self) {
         let i = self.random.below(self.live.len() as u64) as usize;
         match self.random.below(100) {
-            0..56 => self.change(i),
+            0..55 => self.change(i),
+            // Whatever is free becomes a hole, or is cut off.
+            55 => drop(self.store.reclaim_all(&mut |_| true).expect("give space back")),
             56..74 => self.write_wal(i),
             74..84 => {
                 let live = &mut self.live[i];

@@ -4,6 +4,7 @@
 mod check;
 mod create;
 mod fork;
+mod gc;
 mod init;
 mod list;
 mod mount;
@@ -67,6 +68,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<()> {
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(&context, args),
         Command::Status(_) => status::run(&context),
+        Command::Gc(args) => gc::run(&context, args),
         Command::Check(args) => check::check(&context, args),
         Command::Scrub(args) => check::scrub(&context, args),
     }

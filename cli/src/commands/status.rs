@@ -26,6 +26,10 @@ pub fn run(context: &Context) -> Result<()> {
             map_entries: None,
             map_memory_bytes: None,
             store_bytes: None,
+            used_bytes: None,
+            shared_bytes: None,
+            reclaimable_bytes: None,
+            reclaimed_bytes: None,
             uptime_s: None,
             requests: None,
         });
@@ -42,6 +46,10 @@ pub fn run(context: &Context) -> Result<()> {
         map_entries: Some(status.map_entries),
         map_memory_bytes: Some(status.map_memory_bytes),
         store_bytes: Some(status.store_bytes),
+        used_bytes: Some(status.used_bytes),
+        shared_bytes: Some(status.shared_bytes),
+        reclaimable_bytes: Some(status.reclaimable_bytes),
+        reclaimed_bytes: Some(status.reclaimed_bytes),
         uptime_s: Some(status.uptime_s),
         requests: Some(status.requests.into_iter().map(|(name, n)| (name, n.into())).collect()),
     })

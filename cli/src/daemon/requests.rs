@@ -28,8 +28,8 @@ use crate::postgres::server::State;
 use crate::postgres::tree::{ForkTree, Text, Tree};
 use crate::postgres::user::OsUser;
 use crate::protocol::{
-    CreateSpec, Created, DaemonStatus, ForkRow, ForkSpec, Forked, InspectSpec, Inspected, Progress, Reply,
-    Request,
+    Collected, CreateSpec, Created, DaemonStatus, ForkRow, ForkSpec, Forked, InspectSpec, Inspected,
+    Progress, Reply, Request,
 };
 
 /// How often a client hears how far something is.
@@ -108,6 +108,11 @@ impl Daemon {
                     send(&mut client, &reply);
                     continue;
                 }
+                Ok(Request::Collect { wait }) => {
+                    let reply = reply(self.collect(wait, &mut client));
+                    send(&mut client, &reply);
+                    continue;
+                }
                 Ok(request) => request,
                 Err(e) => {
                     let error = Error::new(Kind::Failed, "the daemon does not understand the request")
@@ -168,7 +173,7 @@ impl Daemon {
             Request::SetQuota { fork, bytes } => reply(self.set_quota(&fork, bytes)),
             Request::Restore { fork, path, block } => reply(self.restore(&fork, &path, block)),
             // Taken out by `serve`, which has the client to hand over.
-            Request::Shutdown { .. } | Request::Inspect(_) => {
+            Request::Shutdown { .. } | Request::Inspect(_) | Request::Collect { .. } => {
                 reply::<()>(Err(Error::new(Kind::Failed, "a request came the wrong way")))
             }
         }
@@ -215,6 +220,49 @@ impl Daemon {
         Ok(found)
     }
 
+    /// Gives all free space back while everything goes on; ends early when the
+    /// client has gone or the daemon ends.
+    fn collect(&self, wait: bool, client: &mut UnixStream) -> Result<Collected> {
+        let closed = self.closed.read();
+        if *closed {
+            return Err(ending());
+        }
+        let before = self.store.status()?;
+        if !wait {
+            self.store.collect_soon();
+            return Ok(Collected {
+                done: false,
+                reclaimed_bytes: 0,
+                reclaimable_bytes: before.reclaimable_bytes,
+                store_bytes: before.store_bytes,
+            });
+        }
+        let mut said = Instant::now();
+        let (mut told, mut left) = (0, false);
+        let mut tell = |so_far: u64| {
+            if said.elapsed() >= TELL_EVERY {
+                let progress = Progress { bytes: so_far - told, total: before.reclaimable_bytes };
+                said = Instant::now();
+                told = so_far;
+                left = left || !send(client, &Reply::Progress(serde_json::json!(progress)));
+            }
+            !left && !self.ending.load(Ordering::SeqCst)
+        };
+        let done = self.store.collect_all(&mut tell)?;
+        if self.ending.load(Ordering::SeqCst) {
+            return Err(ending());
+        }
+        let after = self.store.status()?;
+        let reclaimed_bytes = after.reclaimed_bytes - before.reclaimed_bytes;
+        log::info!("gave {reclaimed_bytes} bytes back");
+        Ok(Collected {
+            done,
+            reclaimed_bytes,
+            reclaimable_bytes: after.reclaimable_bytes,
+            store_bytes: after.store_bytes,
+        })
+    }
+
     fn restore(&self, fork: &str, path: &str, block: u32) -> Result<String> {
         let _changes = self.changes.lock();
         let state = state(&self.store, &self.mountpoint, fork);
@@ -239,6 +287,10 @@ impl Daemon {
             map_entries: status.map_entries,
             map_memory_bytes: status.map_memory_bytes,
             store_bytes: status.store_bytes,
+            used_bytes: status.used_bytes,
+            shared_bytes: status.shared_bytes,
+            reclaimable_bytes: status.reclaimable_bytes,
+            reclaimed_bytes: status.reclaimed_bytes,
             uptime_s: self.started.elapsed().as_secs_f64(),
             requests: self.mount.requests().into_iter().map(|(name, n)| (name.to_string(), n)).collect(),
         })

@@ -128,22 +128,31 @@ fn delta_files(stored: &Stored<'_>, view: &View, report: &mut Report) -> Result<
     for (&id, references) in &view.references {
         let Some(last) = references.last else { continue };
         let name = delta::file_name(id);
-        let need = (u64::from(last) + 1) * BLOCK_BYTES;
-        let message = match length(stored.delta, &name)? {
-            Some(len) if len >= need => continue,
-            Some(len) => format!("delta file {name} has {len} bytes, and pages up to {need}"),
+        let need = |last: u32| (u64::from(last) + 1) * BLOCK_BYTES;
+        let len = length(stored.delta, &name)?;
+        if len.is_some_and(|len| len >= need(last)) {
+            continue;
+        }
+        // Since the view was taken pages may have gone, and space with them: what
+        // counts is what was referred to then and is still.
+        let mut still = None;
+        let prefix = SlotsRecord::key(id, 0)[..5].to_vec();
+        stored.map.scan(&prefix, &prefix_end(&prefix), &mut |k, v| {
+            // A record that cannot be read is a finding of its own.
+            let Ok((_, chunk, bits)) = SlotsRecord::decode(k, v) else { return Ok(true) };
+            let before = references.bitmap(chunk);
+            let both = (0..schema::SLOTS_PER_RECORD)
+                .rfind(|&i| bits[i as usize / 8] & before[i as usize / 8] & (1 << (i % 8)) != 0);
+            still = both.map(|i| chunk * schema::SLOTS_PER_RECORD + i).or(still);
+            Ok(true)
+        })?;
+        let Some(last) = still else { continue };
+        let message = match len {
+            Some(len) if len >= need(last) => continue,
+            Some(len) => format!("delta file {name} has {len} bytes, and pages up to {}", need(last)),
             None => format!("delta file {name} is missing"),
         };
-        // Its fork may have been removed since the view was taken.
-        let mut still = false;
-        let prefix = SlotsRecord::key(id, 0)[..5].to_vec();
-        stored.map.scan(&prefix, &prefix_end(&prefix), &mut |_, _| {
-            still = true;
-            Ok(false)
-        })?;
-        if still {
-            report.findings.push(Finding::new(Kind::HostFile, message));
-        }
+        report.findings.push(Finding::new(Kind::HostFile, message));
     }
     let recorded: BTreeSet<u32> =
         view.forks.iter().map(|f| f.delta).chain(view.references.keys().copied()).collect();

@@ -8,7 +8,7 @@
 //! the reserve.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -38,13 +38,23 @@ pub struct Room {
     keep_bytes: u64,
     /// Bytes of pages of all delta files that are not written yet.
     pub dirty_bytes: AtomicU64,
+    /// Bytes given back to the host since the store was opened.
+    pub given_back: AtomicU64,
+    /// Whether the host can take the space of a part of a file.
+    pub can_punch: AtomicBool,
 }
 
 impl Room {
     /// Keeps `keep_bytes` of the device free, and never less than
     /// [`RESERVE_BYTES`].
     pub fn new(device: Arc<dyn Device>, keep_bytes: u64) -> Arc<Room> {
-        Arc::new(Room { device, keep_bytes: keep_bytes.max(RESERVE_BYTES), dirty_bytes: AtomicU64::new(0) })
+        Arc::new(Room {
+            device,
+            keep_bytes: keep_bytes.max(RESERVE_BYTES),
+            dirty_bytes: AtomicU64::new(0),
+            given_back: AtomicU64::new(0),
+            can_punch: AtomicBool::new(true),
+        })
     }
 
     /// Bytes that can be taken.

@@ -5,18 +5,22 @@
 //! background, and becomes part of the fork when a map commit refers to it.
 //! A slot that a durable map may refer to is never written again before that
 //! reference is gone for good ([`space`], [`grace`]). How much a fork may take is
-//! [`account`]'s.
+//! [`account`]'s; what nobody needs goes back to the host ([`reclaim`]).
 
 pub mod account;
+pub mod backing;
+pub mod bits;
 pub mod flush;
 pub mod grace;
+pub mod reclaim;
 pub mod space;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::block::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, Page};
 use crate::device::{DeviceFile, DirectBuf};
@@ -29,9 +33,12 @@ use space::SlotSpace;
 
 /// The largest single write to the host.
 const WRITE_BYTES: usize = 1 << 20;
-/// Host space is taken in steps that grow with the file, from one to the other.
+/// Host space is taken in steps that grow with what is in use, from one to the
+/// other.
 const GROW_MIN_SLOTS: u32 = 32;
 const GROW_MAX_SLOTS: u32 = 8192;
+/// So many times free slots of which nothing is known are tried on a full disk.
+const PROBES: u32 = 8;
 
 /// The most slots of one delta file: nearly 32 TiB.
 const SLOTS_MAX: u32 = u32::MAX - SLOTS_PER_RECORD;
@@ -53,6 +60,11 @@ pub struct Delta {
     /// Held by the one who writes: two writes of one slot stay in order.
     writer: Mutex<()>,
     space: Mutex<SlotSpace>,
+    /// Tells that the end of the file is not going any more.
+    end_stays: Condvar,
+    /// Held by the one who gives space back, for one step.
+    reclaim: Mutex<()>,
+    removed: AtomicBool,
     /// Held from the plan of a durable change to its application.
     commit: Mutex<()>,
     /// Its fork is gone: the file goes with its last page.
@@ -79,6 +91,9 @@ impl Delta {
             flushing: FlushState::default(),
             writer: Mutex::new(()),
             space: Mutex::default(),
+            end_stays: Condvar::new(),
+            reclaim: Mutex::default(),
+            removed: AtomicBool::new(false),
             commit: Mutex::new(()),
             retired: AtomicBool::new(false),
         })
@@ -107,6 +122,18 @@ impl Delta {
         Ok(self.file.get_or_init(|| file))
     }
 
+    /// The host file if there is one, whether or not its name is durable.
+    fn existing(&self) -> Result<Option<Arc<dyn DeviceFile>>> {
+        if let Some(file) = self.file.get() {
+            return Ok(Some(file.clone()));
+        }
+        match self.room.device.open(&file_name(self.id), false) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(self.error("opening", e)),
+        }
+    }
+
     fn error(&self, verb: &str, e: std::io::Error) -> Error {
         Error::io(format!("{verb} delta file {}", file_name(self.id)), e)
     }
@@ -130,8 +157,8 @@ impl Delta {
             if let Some(index) = space.take(file, block, u32::try_from(allowed).unwrap_or(u32::MAX)) {
                 return Ok(Slot::new(self.id, index));
             }
-            let grown = if allowed > 0 { self.grow(&mut space, need) } else { Err(Error::Quota) };
-            match grown {
+            let found = if allowed > 0 { self.reserve(&mut space, need) } else { Err(Error::Quota) };
+            match found {
                 Ok(()) => {}
                 // Slots that other files' runs have set aside are as good.
                 Err(e) if e.is_full() && !runs_ended => {
@@ -150,45 +177,109 @@ impl Delta {
         if self.account.left(space.live_bytes(), Need::New) < u64::from(pages) * BLOCK_BYTES {
             return Err(Error::Quota);
         }
-        // Growth comes in smaller steps while the file is small.
-        for _ in 0..=pages.div_ceil(GROW_MIN_SLOTS) {
-            if let Some(index) = space.take_run(pages) {
-                return Ok(Slot::new(self.id, index));
-            }
-            self.grow(&mut space, Need::New)?;
+        if let Some(index) = space.take_run(pages) {
+            return Ok(Slot::new(self.id, index));
         }
-        Err(Error::NoSpace)
+        let file = self.file_for_growth()?;
+        self.measure(&mut space, &**file)?;
+        if self.room.bytes(Need::New)? < u64::from(pages) * BLOCK_BYTES {
+            return Err(Error::NoSpace);
+        }
+        while space.is_end_going() {
+            self.end_stays.wait(&mut space);
+        }
+        let end = space.backing().end();
+        let beyond = end.checked_add(pages).filter(|&total| total <= SLOTS_MAX).map(|total| end..total);
+        let slots = space.wide_hole(pages).or(beyond).ok_or(Error::NoSpace)?;
+        self.allocate(&mut space, &**file, slots.clone())?;
+        space.take_all(slots.clone());
+        Ok(Slot::new(self.id, slots.start))
     }
 
-    fn grow(&self, space: &mut SlotSpace, need: Need) -> Result<()> {
+    /// Reserves host space for more slots: for free ones that have none, else
+    /// beyond the end of the file.
+    fn reserve(&self, space: &mut MutexGuard<'_, SlotSpace>, need: Need) -> Result<()> {
         let file = self.file_for_growth()?;
-        if space.host_slots() == 0 {
-            let bytes = file.len().map_err(|e| self.error("measuring", e))?;
-            if bytes >= BLOCK_BYTES {
-                space.set_host_slots(u32::try_from(bytes / BLOCK_BYTES).unwrap_or(u32::MAX).min(SLOTS_MAX));
-                return Ok(());
-            }
+        self.measure(space, &**file)?;
+        let room = u32::try_from(self.room.bytes(need)? / BLOCK_BYTES).unwrap_or(u32::MAX);
+        let in_use = u32::try_from(space.live_bytes() / BLOCK_BYTES).unwrap_or(u32::MAX);
+        let most = (in_use / 4).clamp(GROW_MIN_SLOTS, GROW_MAX_SLOTS).min(room);
+        if let Some(slots) = space.bare_run(most, GROW_MAX_SLOTS) {
+            return self.allocate(space, &**file, slots);
         }
-        let have = space.host_slots();
-        let mut more = (have / 4).clamp(GROW_MIN_SLOTS, GROW_MAX_SLOTS);
-        let room = self.room.bytes(need)? / BLOCK_BYTES;
-        more = more.min(u32::try_from(room).unwrap_or(u32::MAX));
-        let Some(total) = have.checked_add(more).filter(|&total| more > 0 && total <= SLOTS_MAX) else {
-            return Err(Error::NoSpace);
-        };
-        file.allocate(u64::from(have) * BLOCK_BYTES, u64::from(more) * BLOCK_BYTES)
-            .map_err(|e| self.error("growing", e))?;
-        space.set_host_slots(total);
+        if most == 0 && self.probe(space, &**file)? {
+            return Ok(());
+        }
+        if space.is_end_going() {
+            self.end_stays.wait(space);
+            return Ok(());
+        }
+        let have = space.backing().end();
+        match have.checked_add(most).filter(|&total| most > 0 && total <= SLOTS_MAX) {
+            Some(total) => self.allocate(space, &**file, have..total),
+            None => Err(Error::NoSpace),
+        }
+    }
+
+    fn measure(&self, space: &mut SlotSpace, file: &dyn DeviceFile) -> Result<()> {
+        if !space.backing().is_measured() {
+            let bytes = file.len().map_err(|e| self.error("measuring", e))?;
+            space.measured(u32::try_from(bytes / BLOCK_BYTES).unwrap_or(u32::MAX).min(SLOTS_MAX));
+        }
         Ok(())
     }
 
+    fn allocate(&self, space: &mut SlotSpace, file: &dyn DeviceFile, slots: Range<u32>) -> Result<()> {
+        let len = u64::from(slots.end - slots.start) * BLOCK_BYTES;
+        match file.allocate(u64::from(slots.start) * BLOCK_BYTES, len) {
+            Ok(()) => {
+                space.reserved(slots);
+                Ok(())
+            }
+            Err(e) => {
+                space.doubted(&slots);
+                Err(self.error("growing", e))
+            }
+        }
+    }
+
+    /// There is no room on the host: looks for free slots that had space when
+    /// the store was opened. Whether it found some.
+    fn probe(&self, space: &mut SlotSpace, file: &dyn DeviceFile) -> Result<bool> {
+        let measure = || file.allocated().map_err(|e| self.error("measuring", e));
+        for _ in 0..PROBES {
+            let Some(slots) = space.unknown_run(GROW_MIN_SLOTS) else { break };
+            let before = measure()?;
+            match self.allocate(space, file, slots.clone()) {
+                // The host may have needed a block to keep its books.
+                Ok(()) if measure()? < before + BLOCK_BYTES => return Ok(true),
+                Ok(()) => {
+                    // This is what must stay free.
+                    let len = u64::from(slots.end - slots.start) * BLOCK_BYTES;
+                    file.punch(u64::from(slots.start) * BLOCK_BYTES, len)
+                        .map_err(|e| self.error("giving back space of", e))?;
+                }
+                Err(e) if e.is_full() => {}
+                Err(e) => return Err(e),
+            }
+            space.emptied(slots);
+        }
+        Ok(false)
+    }
+
     /// Bytes that a write can still take: what the quota leaves of the host's
-    /// room and of the slots that are free again.
+    /// room and of the slots that are ready.
     pub fn left_bytes(&self) -> Result<u64> {
-        let space = self.space.lock();
+        let mut space = self.space.lock();
         let live = space.live_bytes();
-        let reusable = (u64::from(space.host_slots()) * BLOCK_BYTES).saturating_sub(live);
-        let host = self.room.bytes(Need::New)?.saturating_add(reusable);
+        let room = self.room.bytes(Need::New)?;
+        if room + space.ready_bytes() < BLOCK_BYTES
+            && let Some(file) = self.existing()?
+        {
+            self.measure(&mut space, &*file)?;
+            self.probe(&mut space, &*file)?;
+        }
+        let host = room.saturating_add(space.ready_bytes());
         Ok(host.min(self.account.left(live, Need::New)))
     }
 
@@ -309,12 +400,10 @@ impl Delta {
 
     /// Removes the host file.
     pub fn remove(&self) -> Result<()> {
-        self.room.device.remove(&file_name(self.id)).map_err(|e| self.error("removing", e))
-    }
-
-    /// Bytes on the host.
-    pub fn host_bytes(&self) -> u64 {
-        u64::from(self.space.lock().host_slots()) * BLOCK_BYTES
+        self.removed.store(true, Ordering::SeqCst);
+        let bytes = self.room.device.remove(&file_name(self.id)).map_err(|e| self.error("removing", e))?;
+        self.room.given_back.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
     }
 }
 

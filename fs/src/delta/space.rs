@@ -4,11 +4,16 @@
 //! says (`durable`), and what is in use now (`live`), which also counts pages
 //! not committed yet and those superseded but perhaps still read or needed
 //! after a crash. A slot is free when its live count is zero; always
-//! `live >= durable`.
+//! `live >= durable`. A free slot can be taken when it has space on the host
+//! ([`super::backing`]).
 
 use std::collections::HashMap;
+use std::ops::Range;
 
+use super::backing::{Backing, Found};
+use super::bits::Bits;
 use crate::block::{BLOCK_BYTES, BlockNo};
+use crate::error::{Error, Result};
 use crate::ids::FileId;
 use crate::map::Batch;
 use crate::map::schema::{SLOT_MAP_BYTES, SLOTS_PER_RECORD, SharedRecord, Slot, SlotsRecord};
@@ -17,58 +22,66 @@ use crate::map::schema::{SLOT_MAP_BYTES, SLOTS_PER_RECORD, SharedRecord, Slot, S
 /// sequential scan is limited by bytes and not by seeks.
 const MAX_RUN: u32 = 64;
 
-/// Words of the bits of one bitmap record.
-const WORDS: usize = SLOTS_PER_RECORD as usize / 64;
+/// A search for a run looks at this many stretches of free slots.
+const TRIES: u32 = 64;
 
-/// One count for each slot: a bit, and more for the few with several. Kept by
-/// bitmap record, so that memory goes with what is in use.
+/// A living fork keeps at least 4 MiB of free slots, and a quarter of what it
+/// uses: what a checkpoint supersedes is room for the next one.
+const KEEP_MIN_SLOTS: u64 = 512;
+const KEEP_SHARE: u64 = 4;
+
+/// How much space a delta file keeps for its free slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// What has been used since this was asked last, and a share of what is in
+    /// use.
+    Used,
+    /// A few MiB: others need the rest.
+    Little,
+    /// None.
+    Nothing,
+}
+
+/// Space to give back.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Give {
+    /// These slots become a hole in the host file.
+    Punch(Range<u32>),
+    /// The host file is cut before the first of these.
+    Cut(Range<u32>),
+    /// Nothing yet; the search goes on.
+    Look,
+    /// There is no more.
+    Done,
+}
+
+/// One count for each slot: a bit, and more for the few with several.
 #[derive(Clone, Debug, Default)]
 struct Counts {
-    bits: HashMap<u32, [u64; WORDS]>,
+    bits: Bits,
     more: HashMap<u32, u32>,
-    used: u64,
 }
 
 impl Counts {
     fn get(&self, index: u32) -> u32 {
-        if self.word(index) & (1 << (index % 64)) == 0 {
-            return 0;
+        match self.bits.contains(index) {
+            true => self.more.get(&index).copied().unwrap_or(1),
+            false => 0,
         }
-        self.more.get(&index).copied().unwrap_or(1)
-    }
-
-    /// The 64 bits that `index` is among.
-    fn word(&self, index: u32) -> u64 {
-        let words = self.bits.get(&(index / SLOTS_PER_RECORD));
-        words.map_or(0, |words| words[(index % SLOTS_PER_RECORD) as usize / 64])
-    }
-
-    /// Takes over the bits of one bitmap record, each of them one reference.
-    fn load(&mut self, chunk: u32, words: [u64; WORDS]) {
-        self.used += words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
-        self.bits.insert(chunk, words);
     }
 
     fn set(&mut self, index: u32, count: u32) {
-        let words = self.bits.entry(index / SLOTS_PER_RECORD).or_default();
-        let word = &mut words[(index % SLOTS_PER_RECORD) as usize / 64];
-        let bit = 1u64 << (index % 64);
-        let was = *word & bit != 0;
-        match (was, count > 0) {
-            (false, true) => self.used += 1,
-            (true, false) => self.used -= 1,
-            _ => {}
-        }
-        if count > 0 {
-            *word |= bit;
-        } else {
-            *word &= !bit;
-        }
+        self.bits.set(index, count > 0);
         if count > 1 {
             self.more.insert(index, count);
         } else {
             self.more.remove(&index);
         }
+    }
+
+    /// Of all slots.
+    fn sum(&self) -> u64 {
+        self.bits.count() + self.more.values().map(|&count| u64::from(count) - 1).sum::<u64>()
     }
 }
 
@@ -86,11 +99,14 @@ struct Run {
 pub struct SlotSpace {
     live: Counts,
     durable: Counts,
-    /// Slots below this one have space on the host.
-    host_slots: u32,
+    backing: Backing,
     /// Where the search for free slots goes on.
     cursor: u32,
     runs: HashMap<FileId, Run>,
+    /// The fewest slots that were spare since [`Keep::Used`] was asked last.
+    low: u64,
+    /// Slots were freed since somebody looked for space to give back.
+    freed: bool,
 }
 
 /// Changes of the durable counts, worked out but not yet made.
@@ -102,12 +118,8 @@ pub struct DurableChange {
 impl SlotSpace {
     /// Takes over one stored bitmap record; each comes once.
     pub fn load_bits(&mut self, chunk: u32, bits: &[u8; SLOT_MAP_BYTES]) {
-        let mut words = [0; WORDS];
-        for (word, bytes) in words.iter_mut().zip(bits.as_chunks::<8>().0) {
-            *word = u64::from_le_bytes(*bytes);
-        }
-        self.durable.load(chunk, words);
-        self.live.load(chunk, words);
+        self.durable.bits.load(chunk, bits);
+        self.live.bits.load(chunk, bits);
     }
 
     /// Takes over one stored reference count.
@@ -116,28 +128,63 @@ impl SlotSpace {
         self.live.set(index, count);
     }
 
-    /// Tells how many slots have space on the host.
-    pub fn set_host_slots(&mut self, slots: u32) {
-        self.host_slots = slots;
+    /// Host space of the free slots.
+    pub fn backing(&self) -> &Backing {
+        &self.backing
     }
 
-    /// How many slots have space on the host.
-    pub fn host_slots(&self) -> u32 {
-        self.host_slots
+    /// Tells the length of the host file when it was opened, in slots.
+    pub fn measured(&mut self, slots: u32) {
+        self.backing.measured(slots);
+    }
+
+    /// Tells that space is reserved for `slots`, in use or not.
+    pub fn reserved(&mut self, slots: Range<u32>) {
+        self.backing.reserved(slots, &self.live.bits);
+    }
+
+    /// Tells that reserving it has failed.
+    pub fn doubted(&mut self, slots: &Range<u32>) {
+        self.backing.doubted(slots);
+    }
+
+    /// Tells that free slots have no space, or have lost it.
+    pub fn emptied(&mut self, slots: Range<u32>) {
+        self.backing.emptied(slots);
+    }
+
+    /// See [`Backing::bare_run`].
+    pub fn bare_run(&mut self, most: u32, longest: u32) -> Option<Range<u32>> {
+        self.backing.bare_run(&self.live.bits, most, longest)
+    }
+
+    /// See [`Backing::unknown_run`].
+    pub fn unknown_run(&self, most: u32) -> Option<Range<u32>> {
+        self.backing.unknown_run(&self.live.bits, most)
     }
 
     /// Bytes of the slots in use.
     pub fn live_bytes(&self) -> u64 {
-        self.live.used * BLOCK_BYTES
+        self.live.bits.count() * BLOCK_BYTES
+    }
+
+    /// Bytes of the slots that can be taken at once.
+    pub fn ready_bytes(&self) -> u64 {
+        self.backing.ready().count() * BLOCK_BYTES
     }
 
     /// Slots that the durable map refers to.
     pub fn durable_slots(&self) -> u64 {
-        self.durable.used
+        self.durable.bits.count()
+    }
+
+    /// References of the durable map, several to some slots.
+    pub fn durable_sum(&self) -> u64 {
+        self.durable.sum()
     }
 
     /// A free slot for `block` of `file`, from the file's run if its blocks come
-    /// in order; `None` if the host file must grow first, or `allowed` is 0. No
+    /// in order; `None` if space must be reserved first, or `allowed` is 0. No
     /// more than `allowed` slots are put to use.
     pub fn take(&mut self, file: FileId, block: BlockNo, allowed: u32) -> Option<u32> {
         let mut want = 1;
@@ -154,9 +201,7 @@ impl SlotSpace {
         }
         let want = want.min(allowed);
         let (start, len) = if want > 0 { self.find(want)? } else { return None };
-        for index in start..start + len {
-            self.live.set(index, 1);
-        }
+        self.take_all(start..start + len);
         let run = Run { next: start + 1, end: start + len, len: want, last_block: block };
         if let Some(old) = self.runs.insert(file, run) {
             self.give_back(old);
@@ -172,10 +217,20 @@ impl SlotSpace {
             self.cursor = cursor;
             return None;
         }
-        for index in start..start + len {
-            self.live.set(index, 1);
-        }
+        self.take_all(start..start + len);
         Some(start)
+    }
+
+    /// Takes these slots, which are ready.
+    pub fn take_all(&mut self, slots: Range<u32>) {
+        self.live.bits.fill(slots.clone(), &Bits::default());
+        self.backing.taken(slots);
+        self.low = self.low.min(self.spare());
+    }
+
+    /// See [`Backing::wide_hole`].
+    pub fn wide_hole(&self, slots: u32) -> Option<Range<u32>> {
+        self.backing.wide_hole(slots)
     }
 
     /// Ends the run of a file that is no longer written.
@@ -194,45 +249,46 @@ impl SlotSpace {
 
     fn give_back(&mut self, run: Run) {
         for index in run.next..run.end {
-            self.live.set(index, 0);
+            self.free(index);
+        }
+        // The next file goes on where this one ends.
+        if self.cursor == run.end {
+            self.cursor = run.next;
         }
     }
 
-    /// The next stretch of free slots, of `want` slots or the longest seen
+    fn free(&mut self, index: u32) {
+        self.live.set(index, 0);
+        self.backing.freed(index);
+        self.freed = true;
+    }
+
+    /// The next stretch of ready slots, of `want` slots or the longest seen
     /// within a bounded search.
     fn find(&mut self, want: u32) -> Option<(u32, u32)> {
+        let ready = self.backing.ready();
         let mut best: Option<(u32, u32)> = None;
-        let mut at = self.cursor;
-        let mut left = self.host_slots;
-        let mut tried = 0;
-        while left > 0 && tried < 64 {
-            if at >= self.host_slots {
-                at = 0;
+        let (mut at, mut wrapped) = (self.cursor, false);
+        for _ in 0..TRIES {
+            let start = match ready.next(at) {
+                None if wrapped => break,
+                None => {
+                    wrapped = true;
+                    ready.next(0)?
+                }
+                Some(start) => start,
+            };
+            if wrapped && start >= self.cursor && best.is_some() {
+                break;
             }
-            // Whole words of used slots are skipped at once.
-            if at.is_multiple_of(64) && self.live.word(at) == u64::MAX {
-                at = at.saturating_add(64);
-                left = left.saturating_sub(64);
-                continue;
-            }
-            if self.live.get(at) != 0 {
-                at += 1;
-                left -= 1;
-                continue;
-            }
-            let mut len = 1;
-            while len < want && at + len < self.host_slots && self.live.get(at + len) == 0 {
-                len += 1;
-            }
+            let len = (1..want).take_while(|i| ready.contains(start.saturating_add(*i))).count() as u32 + 1;
             if best.is_none_or(|(_, longest)| len > longest) {
-                best = Some((at, len));
+                best = Some((start, len));
             }
             if len == want {
                 break;
             }
-            tried += 1;
-            at += len;
-            left = left.saturating_sub(len);
+            at = start + len;
         }
         let (start, len) = best?;
         self.cursor = start + len;
@@ -249,7 +305,11 @@ impl SlotSpace {
     pub fn release(&mut self, index: u32) -> bool {
         let count = self.live.get(index);
         debug_assert!(count > 0, "slot {index} released more often than taken");
-        self.live.set(index, count.saturating_sub(1));
+        match count {
+            0 => {}
+            1 => self.free(index),
+            _ => self.live.set(index, count - 1),
+        }
         count <= 1
     }
 
@@ -276,7 +336,7 @@ impl SlotSpace {
             let was = self.durable.get(index);
             if (was > 0) != (count > 0) {
                 let chunk = index / SLOTS_PER_RECORD;
-                let bits = maps.entry(chunk).or_insert_with(|| self.bitmap(chunk));
+                let bits = maps.entry(chunk).or_insert_with(|| self.durable.bits.bitmap(chunk));
                 let (byte, bit) = ((index % SLOTS_PER_RECORD) as usize / 8, 1u8 << (index % 8));
                 if count > 0 {
                     bits[byte] |= bit;
@@ -308,18 +368,85 @@ impl SlotSpace {
         }
     }
 
-    fn bitmap(&self, chunk: u32) -> [u8; SLOT_MAP_BYTES] {
-        let mut bits = [0; SLOT_MAP_BYTES];
-        let words = self.durable.bits.get(&chunk).copied().unwrap_or_default();
-        for (word, bytes) in words.iter().zip(bits.chunks_exact_mut(8)) {
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
-        bits
-    }
-
     /// Durable count of a slot, for checks.
     pub fn durable_references(&self, index: u32) -> u32 {
         self.durable.get(index)
+    }
+
+    // ---- giving space back ----------------------------------------------
+
+    /// Free slots that have space on the host, or may have it.
+    pub fn spare(&self) -> u64 {
+        self.backing.spare(&self.live.bits)
+    }
+
+    /// How many of them are more than what is kept.
+    pub fn surplus(&mut self, keep: Keep) -> u64 {
+        if keep != Keep::Used {
+            self.end_runs();
+        }
+        let spare = self.spare();
+        match keep {
+            Keep::Nothing => spare,
+            Keep::Little => spare.saturating_sub(KEEP_MIN_SLOTS),
+            Keep::Used => {
+                let unused = std::mem::replace(&mut self.low, spare).min(spare);
+                unused.saturating_sub(KEEP_MIN_SLOTS.max(self.live.bits.count() / KEEP_SHARE))
+            }
+        }
+    }
+
+    /// Whether there may be space to give back since this was asked last.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.freed) || !self.backing.is_measured()
+    }
+
+    /// Makes [`SlotSpace::take_news`] say so.
+    pub fn ask_again(&mut self) {
+        self.freed = true;
+    }
+
+    /// The next stretch of at most `most` slots to give back, which is going from
+    /// now on, and how many of them may have space. First the end of the file;
+    /// then what is below `below`, in runs of at least `min` free slots: with no
+    /// `min`, nothing.
+    pub fn give(&mut self, below: &mut u32, min: Option<u32>, most: u32) -> Result<(Give, u64)> {
+        let live = &self.live.bits;
+        let give = match (self.backing.free_tail(live, most), min) {
+            (Some(tail), _) => Give::Cut(tail),
+            (None, None) => Give::Done,
+            (None, Some(min)) => match self.backing.free_run(live, *below, min, most) {
+                Found::Slots(slots) => Give::Punch(slots),
+                Found::Below(0) => Give::Done,
+                Found::Below(further) => {
+                    *below = further;
+                    Give::Look
+                }
+            },
+        };
+        let (Give::Cut(slots) | Give::Punch(slots)) = &give else { return Ok((give, 0)) };
+        *below = slots.start;
+        // It would be data loss.
+        if let Some(slot) = self.durable.bits.last_below(slots.end).filter(|slot| *slot >= slots.start) {
+            return Err(Error::Damaged(format!("slot {slot} is counted as free, and a record refers to it")));
+        }
+        let spare = self.backing.go(slots.clone());
+        Ok((give, spare))
+    }
+
+    /// Whether the end of the file is going: it must not grow.
+    pub fn is_end_going(&self) -> bool {
+        self.backing.is_end_going()
+    }
+
+    /// Ends what [`SlotSpace::give`] has begun.
+    pub fn given(&mut self, give: &Give, done: bool) {
+        match give {
+            Give::Punch(_) if done => self.backing.gone(),
+            Give::Cut(_) if done => self.backing.cut(),
+            Give::Punch(_) | Give::Cut(_) => self.backing.stayed(),
+            Give::Look | Give::Done => {}
+        }
     }
 }
 
@@ -331,7 +458,7 @@ mod tests {
     #[test]
     fn sequential_blocks_get_sequential_slots() {
         let mut space = SlotSpace::default();
-        space.set_host_slots(1000);
+        space.reserved(0..1000);
         let slots: Vec<u32> = (0..200).map(|b| space.take(FileId(7), b, u32::MAX).unwrap()).collect();
         let breaks = slots.windows(2).filter(|w| w[1] != w[0] + 1).count();
         assert_eq!(breaks, 0, "{slots:?}");
@@ -344,7 +471,7 @@ mod tests {
     #[test]
     fn a_full_file_must_grow_and_released_slots_come_back() {
         let mut space = SlotSpace::default();
-        space.set_host_slots(3);
+        space.reserved(0..3);
         let all: Vec<_> = [9, 4, 7].iter().map(|&b| space.take(FileId(1), b, u32::MAX).unwrap()).collect();
         assert_eq!(space.take(FileId(1), 1, u32::MAX), None);
         assert!(space.release(all[1]));
@@ -354,7 +481,6 @@ mod tests {
     #[test]
     fn stored_bitmaps_come_back_as_they_were() {
         let mut space = SlotSpace::default();
-        space.set_host_slots(4096);
         let slots: Vec<u32> = [1, 7, 900, 2000, 2047].to_vec();
         let mut batch = Batch::default();
         let change = space.plan(3, &slots, &[], &mut batch);
@@ -374,7 +500,7 @@ mod tests {
     #[test]
     fn durable_counts_follow_the_batches() {
         let mut space = SlotSpace::default();
-        space.set_host_slots(4096);
+        space.reserved(0..4096);
         let slot = space.take(FileId(1), 0, u32::MAX).unwrap();
         let mut batch = Batch::default();
         let change = space.plan(3, &[slot, slot], &[], &mut batch);

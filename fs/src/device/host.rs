@@ -7,13 +7,14 @@
 //! else might ever hear of it.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
 
+use nix::fcntl::FallocateFlags;
 use parking_lot::Mutex;
 
 use super::{Device, DeviceFile, DirectBuf, FileBudget, host_space, read_to_end_of, read_uncached};
@@ -58,9 +59,15 @@ impl Device for HostDevice {
         Ok(file)
     }
 
-    fn remove(&self, name: &str) -> io::Result<()> {
-        match std::fs::remove_file(self.dir.join(name)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+    fn remove(&self, name: &str) -> io::Result<u64> {
+        let path = self.dir.join(name);
+        // Not what a link leads to.
+        let removed = path.symlink_metadata().and_then(|meta| {
+            std::fs::remove_file(&path)?;
+            Ok(allocated(&meta))
+        });
+        match removed {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
             other => other,
         }
     }
@@ -127,6 +134,17 @@ impl Descriptors {
         };
         Ok(Descriptors { buffered, direct })
     }
+}
+
+fn allocated(meta: &Metadata) -> u64 {
+    meta.blocks() * 512
+}
+
+fn fallocate(file: &File, how: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
+    let (Ok(start), Ok(size)) = (i64::try_from(offset), i64::try_from(len)) else {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    };
+    nix::fcntl::fallocate(file, how, start, size).map_err(io::Error::from)
 }
 
 fn no_more_files(e: &io::Error) -> bool {
@@ -227,13 +245,22 @@ impl DeviceFile for HostFile {
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        let (Ok(start), Ok(size)) = (i64::try_from(offset), i64::try_from(len)) else {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        };
         let open = self.descriptors(false)?;
         self.unflushed.store(true, Ordering::SeqCst);
-        nix::fcntl::fallocate(&open.buffered, nix::fcntl::FallocateFlags::empty(), start, size)
-            .map_err(io::Error::from)
+        fallocate(&open.buffered, FallocateFlags::empty(), offset, len)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.descriptors(false)?.buffered, how, offset, len)
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.descriptors(false)?.buffered.set_len(len)
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(allocated(&self.descriptors(false)?.buffered.metadata()?))
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -270,6 +297,36 @@ mod tests {
         assert!(device.open("link", true).is_err(), "a link leads out of the store");
         nix::unistd::mkfifo(&dir.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(device.open("pipe", false).is_err());
+    }
+
+    #[test]
+    fn space_is_given_back() {
+        const K: u64 = 1024;
+        let dir = tempfile::tempdir().unwrap();
+        let device = HostDevice::new(dir.path());
+        let file = device.open("a", true).unwrap();
+        file.allocate(0, 1024 * K).unwrap();
+        file.write_at(&[7; 1024 * K as usize], 0).unwrap();
+        file.flush().unwrap();
+        let before = file.allocated().unwrap();
+        assert!(before >= 1024 * K, "{before}");
+        match file.punch(256 * K, 512 * K) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                return println!("SKIPPED: the file system of {} punches no holes", dir.path().display());
+            }
+            other => other.unwrap(),
+        }
+        assert!(file.allocated().unwrap() <= before - 512 * K);
+        assert_eq!(file.len().unwrap(), 1024 * K);
+        let mut read = [1; 3];
+        file.read_at(&mut read, 256 * K - 1).unwrap();
+        assert_eq!(read, [7, 0, 0]);
+        file.truncate(256 * K).unwrap();
+        assert_eq!(file.len().unwrap(), 256 * K);
+        let left = file.allocated().unwrap();
+        assert!(left <= before - 768 * K);
+        assert_eq!(device.remove("a").unwrap(), left);
+        assert_eq!(device.remove("a").unwrap(), 0, "there is none");
     }
 
     #[test]

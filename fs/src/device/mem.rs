@@ -2,11 +2,12 @@
 //!
 //! What was written but not flushed may be there after a crash, or not, sector
 //! by sector; so may a file whose name was not flushed, and one whose removal
-//! was not.
+//! was not. A range that was punched or cut off without a flush may be there
+//! again, in the same manner.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use imbl::OrdMap;
 use parking_lot::Mutex;
@@ -53,15 +54,47 @@ struct FileState {
 #[derive(Clone, Default)]
 struct Contents {
     len: u64,
-    /// By number; a missing one is zeros.
+    /// Those that have space, by number; a missing one is zeros.
     pieces: OrdMap<u64, Arc<[u8; PIECE]>>,
 }
 
-static ZEROS: [u8; PIECE] = [0; PIECE];
+static ZEROS: LazyLock<Arc<[u8; PIECE]>> = LazyLock::new(|| Arc::new([0; PIECE]));
 
 impl Contents {
     fn piece(&self, number: u64) -> &[u8; PIECE] {
-        self.pieces.get(&number).map_or(&ZEROS, |piece| piece)
+        self.pieces.get(&number).unwrap_or(&ZEROS)
+    }
+
+    /// Bytes of space that are missing for the range.
+    fn missing(&self, offset: u64, len: u64) -> u64 {
+        let missing = pieces_of(offset, len).filter(|number| !self.pieces.contains_key(number));
+        (missing.count() * PIECE) as u64
+    }
+
+    /// Gives all that the range touches space.
+    fn allocate(&mut self, offset: u64, len: u64) {
+        for number in pieces_of(offset, len) {
+            self.pieces.entry(number).or_insert_with(|| ZEROS.clone());
+        }
+    }
+
+    fn allocated(&self) -> u64 {
+        (self.pieces.len() * PIECE) as u64
+    }
+
+    /// Takes the space of whole pieces of the range; the rest of it is zeroed.
+    fn punch(&mut self, offset: u64, len: u64) {
+        for_pieces(offset, len as usize, |number, within, _| match self.pieces.get_mut(&number) {
+            Some(_) if within.len() == PIECE => drop(self.pieces.remove(&number)),
+            Some(piece) => Arc::make_mut(piece)[within].fill(0),
+            None => {}
+        });
+    }
+
+    fn truncate(&mut self, len: u64) {
+        let end = self.pieces.get_max().map_or(0, |(last, _)| (last + 1) * PIECE as u64);
+        self.punch(len, end.saturating_sub(len));
+        self.len = len;
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) {
@@ -80,23 +113,37 @@ impl Contents {
         self.len = self.len.max(offset + buf.len() as u64);
     }
 
-    /// Takes over what `coin` decides of the sectors that differ in `newer`.
+    /// Takes over what `coin` decides of the sectors that differ in `newer`, and
+    /// of the space.
     fn take_some(&mut self, newer: &Contents, sector: usize, coin: &mut dyn FnMut() -> bool) {
-        let numbers: Vec<u64> = newer.pieces.keys().copied().collect();
+        let numbers: BTreeSet<u64> = self.pieces.keys().chain(newer.pieces.keys()).copied().collect();
         for number in numbers {
-            let (new, old) = (newer.piece(number), self.piece(number));
-            if std::ptr::eq(new, old) || new == old {
+            let (new, old) = (newer.pieces.get(&number), self.pieces.get(&number));
+            if new.zip(old).is_some_and(|(new, old)| Arc::ptr_eq(new, old)) {
                 continue;
             }
-            let mut piece = *old;
-            for (now, then) in piece.chunks_exact_mut(sector).zip(new.chunks_exact(sector)) {
+            let (new_bytes, mut piece) = (newer.piece(number), *self.piece(number));
+            for (now, then) in piece.chunks_exact_mut(sector).zip(new_bytes.chunks_exact(sector)) {
                 if now != then && coin() {
                     now.copy_from_slice(then);
                 }
             }
-            self.pieces.insert(number, Arc::new(piece));
+            let has_space = match (new, old) {
+                (Some(_), Some(_)) => true,
+                _ => piece != **ZEROS || coin() == new.is_some(),
+            };
+            if has_space {
+                self.pieces.insert(number, Arc::new(piece));
+            } else {
+                self.pieces.remove(&number);
+            }
         }
     }
+}
+
+/// The pieces that `len` bytes from `offset` touch.
+fn pieces_of(offset: u64, len: u64) -> std::ops::Range<u64> {
+    offset / PIECE as u64..(offset + len).div_ceil(PIECE as u64)
 }
 
 /// Calls `visit` with each piece that `len` bytes from `offset` touch: its
@@ -182,10 +229,13 @@ impl MemDevice {
         for (name, file) in names {
             let state = file.state.lock();
             let mut contents = state.durable.clone();
-            if state.visible.len > contents.len && coin() {
-                contents.len = state.visible.len;
-            }
             contents.take_some(&state.visible, sector, coin);
+            if state.visible.len != contents.len && coin() {
+                match state.visible.len < contents.len {
+                    true => contents.truncate(state.visible.len),
+                    false => contents.len = state.visible.len,
+                }
+            }
             let file = image.file(FileState {
                 visible: contents.clone(),
                 durable: contents,
@@ -221,10 +271,12 @@ impl Device for MemDevice {
         Ok(file)
     }
 
-    fn remove(&self, name: &str) -> io::Result<()> {
+    fn remove(&self, name: &str) -> io::Result<u64> {
         self.power.change(Point::Remove, || {
-            self.inner.lock().files.remove(name);
-            Ok(())
+            let mut inner = self.inner.lock();
+            let bytes = inner.files.remove(name).map_or(0, |file| file.state.lock().visible.allocated());
+            inner.free_bytes = inner.free_bytes.map(|free| free + bytes);
+            Ok(bytes)
         })
     }
 
@@ -245,6 +297,28 @@ impl Device for MemDevice {
     }
 }
 
+impl MemFile {
+    /// Gives all that `len` bytes from `offset` touch space, or refuses that, and
+    /// makes a change.
+    fn change(&self, offset: u64, len: u64, change: impl FnOnce(&mut Contents)) -> io::Result<()> {
+        let device = self.device.upgrade();
+        let mut device = device.as_ref().map(|device| device.lock());
+        let mut state = self.state.lock();
+        let before = state.visible.allocated();
+        if let Some(free) = device.as_ref().and_then(|inner| inner.free_bytes)
+            && free < state.visible.missing(offset, len)
+        {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        state.visible.allocate(offset, len);
+        change(&mut state.visible);
+        if let Some(free) = device.as_mut().and_then(|inner| inner.free_bytes.as_mut()) {
+            *free = *free + before - state.visible.allocated();
+        }
+        Ok(())
+    }
+}
+
 impl DeviceFile for MemFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let state = self.state.lock();
@@ -260,8 +334,7 @@ impl DeviceFile for MemFile {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.power.change(Point::Write, || {
-            self.state.lock().visible.write(buf, offset);
-            Ok(())
+            self.change(offset, buf.len() as u64, |contents| contents.write(buf, offset))
         })
     }
 
@@ -281,18 +354,76 @@ impl DeviceFile for MemFile {
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         self.power.change(Point::Allocate, || {
-            if let Some(device) = self.device.upgrade()
-                && let Some(free) = &mut device.lock().free_bytes
-            {
-                *free = free.checked_sub(len).ok_or(io::Error::from_raw_os_error(libc::ENOSPC))?;
-            }
-            let mut state = self.state.lock();
-            state.visible.len = state.visible.len.max(offset + len);
-            Ok(())
+            self.change(offset, len, |contents| contents.len = contents.len.max(offset + len))
         })
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.power.change(Point::Punch, || self.change(0, 0, |contents| contents.punch(offset, len)))
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.power.change(Point::Truncate, || self.change(0, 0, |contents| contents.truncate(len)))
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.state.lock().visible.allocated())
     }
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.state.lock().visible.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const P: u64 = PIECE as u64;
+
+    #[test]
+    fn space_is_counted() {
+        let device = MemDevice::new();
+        device.set_free_bytes(Some(10 * P));
+        let file = device.open("a", true).unwrap();
+        let left = |device: &MemDevice| device.free_bytes().unwrap() / P;
+        file.allocate(0, 6 * P).unwrap();
+        file.allocate(0, 6 * P).unwrap();
+        file.write_at(&[1; PIECE], 2 * P).unwrap();
+        assert_eq!(left(&device), 4, "what has space needs none");
+        file.write_at(&[2; 10], 8 * P - 5).unwrap();
+        assert_eq!((left(&device), file.len().unwrap()), (2, 8 * P + 5));
+        file.punch(0, 3 * P + 100).unwrap();
+        assert_eq!((left(&device), file.allocated().unwrap()), (5, 5 * P), "whole pieces only");
+        assert!(file.allocate(0, 10 * P + 1).is_err());
+        assert_eq!(left(&device), 5, "a refusal takes nothing");
+        let mut read = [9; 2];
+        file.read_at(&mut read, 3 * P - 1).unwrap();
+        assert_eq!(read, [0, 0]);
+        file.truncate(5 * P).unwrap();
+        assert_eq!((left(&device), file.len().unwrap()), (8, 5 * P));
+        assert_eq!(device.remove("a").unwrap(), 2 * P);
+        assert_eq!(left(&device), 10);
+    }
+
+    #[test]
+    fn a_punch_is_durable_after_a_flush() {
+        let device = MemDevice::new();
+        let file = device.open("a", true).unwrap();
+        file.write_at(&[7; 4 * PIECE], 0).unwrap();
+        file.flush().unwrap();
+        device.flush_names().unwrap();
+        file.punch(0, P).unwrap();
+        file.truncate(3 * P).unwrap();
+        let after = |coin: &mut dyn FnMut() -> bool| {
+            let file = device.crash_image(coin).open("a", false).unwrap();
+            let mut first = [9];
+            file.read_at(&mut first, 0).unwrap();
+            (first[0], file.len().unwrap(), file.allocated().unwrap())
+        };
+        assert_eq!(after(&mut || false), (7, 4 * P, 4 * P), "undone");
+        assert_eq!(after(&mut || true), (0, 3 * P, 2 * P), "not undone");
+        file.flush().unwrap();
+        assert_eq!(after(&mut || false), (0, 3 * P, 2 * P), "durable");
     }
 }

@@ -27,8 +27,9 @@ pub trait Device: Send + Sync {
     /// Opens `name`, or makes it (empty) when `create` is set and it is not
     /// there. The name itself is durable after [`Device::flush_names`].
     fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn DeviceFile>>;
-    /// Removes `name`; no error if there is none.
-    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Removes `name`; no error if there is none. Returns the bytes of host space
+    /// that it had.
+    fn remove(&self, name: &str) -> io::Result<u64>;
     /// Names of all files.
     fn list(&self) -> io::Result<Vec<String>>;
     /// Makes new names and removals durable.
@@ -55,6 +56,14 @@ pub trait DeviceFile: Send + Sync {
     /// Reserves space, so that writing there cannot fail with ENOSPC; extends
     /// the file.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Gives the host space of a range back: it reads as zeros from then on, and
+    /// the length stays. Like a write, it may be undone by a crash, wholly or in
+    /// part, until the next flush. EOPNOTSUPP where the host cannot do that.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Cuts the file to `len` bytes, which it has. A crash may undo it, too.
+    fn truncate(&self, len: u64) -> io::Result<()>;
+    /// Bytes of host space that the file has.
+    fn allocated(&self) -> io::Result<u64>;
     /// Length in bytes, allocated space included.
     fn len(&self) -> io::Result<u64>;
     /// Whether the file is empty.

@@ -15,6 +15,10 @@ pub enum Point {
     Write,
     /// Space is reserved for a file.
     Allocate,
+    /// A range of a file loses its space.
+    Punch,
+    /// A file is cut.
+    Truncate,
     /// A file's bytes are made durable.
     Flush,
     /// A device's names are made durable.

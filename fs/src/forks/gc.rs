@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use parking_lot::MutexGuard;
+
+use crate::delta::Delta;
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ForkId, LayerId};
 use crate::map::schema::{
@@ -77,19 +80,9 @@ impl Store {
 
     /// Lets go of a fork that is not in the map any more.
     pub(super) fn retire(&self, id: ForkId, fork: Option<&Arc<Fork>>) {
-        if let Some(fork) = fork {
-            let mut head = fork.head.lock();
-            fork.removed.store(true, Ordering::SeqCst);
-            let mut slots = head.take_uncommitted_slots();
-            for (_, orphan) in head.orphans.drain() {
-                slots.extend(orphan.owned_slots());
-            }
-            head.staged.clear();
-            head.state = Default::default();
-            head.below = Default::default();
-            drop(head);
-            self.core.release_after_readers(slots);
-        }
+        // Whoever removes a fork does not wait until its memory is free.
+        let head = fork.map(|fork| fork.end());
+        self.background.state.lock().removed.extend(head);
         let Some(known) = self.forks.write().remove(&id) else { return };
         let (head, delta) = {
             let record = known.record.lock();
@@ -145,14 +138,17 @@ impl Store {
             if work.stop {
                 return;
             }
-            let task = work.next_task();
-            if task.is_none() {
-                background.wake.wait_for(&mut work, Duration::from_millis(500));
-            }
-            task
+            work.next_task()
         };
         let pause = match task {
-            None => return store.idle_round(),
+            None => {
+                store.give_back_in_background(background);
+                return store.idle_round();
+            }
+            Some(Task::Forget(head)) => {
+                store.core.forget(*head);
+                Duration::ZERO
+            }
             Some(Task::Drop(layer)) => store.drop_task(layer),
             Some(Task::Merge(pair)) => store.merge_task(pair),
         };
@@ -298,21 +294,44 @@ impl Store {
         Ok(())
     }
 
-    /// Brings the background work to its end: drops the layers that nothing
-    /// reaches, and merges all that can be merged, heads included.
-    pub fn collect_all(&self) -> Result<()> {
+    /// Brings all that is done about space in the background to its end: drops
+    /// what is removed, merges all layers that can be merged, heads included, and
+    /// gives what is free back to the host. `tell` hears now and then how many
+    /// bytes went back so far, and ends it. Whether it came to its end.
+    pub fn collect_all(&self, tell: &mut dyn FnMut(u64) -> bool) -> Result<bool> {
+        let before = self.given_back();
+        let mut tell = || tell(self.given_back() - before);
         self.background.state.lock().hurry += 1;
-        let merge = || {
-            self.background.state.lock().look = true;
-            self.background.wake.notify_all();
-            self.wait_for_collection();
-        };
-        merge();
-        // Only now it shows what the heads stand on.
-        let frozen = self.freeze_heads(&|hidden, _| hidden > 0);
-        merge();
+        let merged = self.merge_all(&mut tell);
         self.background.state.lock().hurry -= 1;
-        frozen
+        if !merged? {
+            return Ok(false);
+        }
+        // The last slots are free when their readers have left.
+        self.core.grace.wait();
+        self.remove_empty_deltas();
+        self.reclaim_all(&mut |_| tell())
+    }
+
+    fn merge_all(&self, tell: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let merge = |tell: &mut dyn FnMut() -> bool| {
+            let mut work = self.background.state.lock();
+            work.look = true;
+            self.background.wake.notify_all();
+            while !work.is_done() {
+                self.background.wake.wait_for(&mut work, Duration::from_millis(20));
+                if work.stop || !MutexGuard::unlocked(&mut work, &mut *tell) {
+                    return false;
+                }
+            }
+            true
+        };
+        if !merge(tell) {
+            return Ok(false);
+        }
+        // Only now it shows what the heads stand on.
+        self.freeze_heads(&|hidden, _| hidden > 0)?;
+        Ok(merge(tell))
     }
 
     /// Removes the records of a layer that nothing refers to, in steps, the
@@ -378,22 +397,27 @@ impl Store {
     }
 
     /// Removes the delta files of removed forks that hold nothing any more.
-    fn remove_empty_deltas(&self) {
-        let mut deltas = self.core.deltas.write();
-        deltas.retain(|_, delta| {
-            let empty = delta.retired.load(Ordering::SeqCst) && delta.space().durable_slots() == 0;
-            if empty && let Err(e) = delta.remove() {
+    pub(super) fn remove_empty_deltas(&self) {
+        let is_empty =
+            |delta: &Arc<Delta>| delta.retired.load(Ordering::SeqCst) && delta.space().durable_slots() == 0;
+        let empty: Vec<Arc<Delta>> =
+            self.core.deltas.read().values().filter(|d| is_empty(d)).cloned().collect();
+        // The host takes its time with a big file.
+        for delta in &empty {
+            if let Err(e) = delta.remove() {
                 // It only takes space; the next start removes it.
                 log::warn!("{e}");
             }
-            !empty
-        });
+        }
+        if !empty.is_empty() {
+            self.core.deltas.write().retain(|_, delta| !empty.iter().any(|gone| Arc::ptr_eq(gone, delta)));
+        }
     }
 
     /// Waits until the background work that is queued now is done.
     pub fn wait_for_collection(&self) {
         let mut work = self.background.state.lock();
-        while !work.stop && (work.busy || work.look || !work.drop.is_empty()) {
+        while !work.stop && !work.is_done() {
             self.background.wake.wait_for(&mut work, Duration::from_millis(20));
         }
     }
@@ -401,14 +425,8 @@ impl Store {
     /// One round of the writing thread.
     pub(super) fn write_back(background: &Arc<Background>, store: &Store) {
         for look in 0..WRITE_BACK_IDLE_LOOKS {
-            {
-                let mut work = background.state.lock();
-                if !work.stop {
-                    background.wake.wait_for(&mut work, WRITE_BACK_INTERVAL);
-                }
-                if work.stop {
-                    return;
-                }
+            if !background.rest(WRITE_BACK_INTERVAL) {
+                return;
             }
             let enough = if look == 0 { 1 } else { WRITE_BACK_BYTES };
             for fork in store.loaded() {

@@ -1,5 +1,6 @@
 //! What the store can tell about its forks and itself.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -66,8 +67,19 @@ pub struct Status {
     pub map_entries: u64,
     /// Bytes of the page tables in memory.
     pub map_memory_bytes: u64,
-    /// Host bytes that the store takes.
+    /// Host bytes that the store takes: pages, WAL and scratch, block map.
     pub store_bytes: u64,
+    /// Bytes of the pages that forks and snapshots refer to, each counted once, and
+    /// of the files of WAL segments and scratch.
+    pub used_bytes: u64,
+    /// Bytes of the pages of layers that more than one fork stands on.
+    pub shared_bytes: u64,
+    /// Bytes that the background will give back, or that forks keep for pages to
+    /// come: free slots that have host space, and pages of layers that nobody
+    /// needs.
+    pub reclaimable_bytes: u64,
+    /// Bytes given back to the host since the store was opened.
+    pub reclaimed_bytes: u64,
 }
 
 /// Host space, in bytes and files.
@@ -196,18 +208,55 @@ impl Store {
     /// What the store holds.
     pub fn status(&self) -> Result<Status> {
         let memory = tree::memory();
-        let mut store_bytes = 0;
-        for part in ["map", "delta", "inplace"] {
-            store_bytes += host_bytes(&self.core.dir.join(part))
-                .map_err(|e| Error::io(format!("measuring {part}"), e))?;
-        }
+        let measure = |part: &str| {
+            host_bytes(&self.core.dir.join(part)).map_err(|e| Error::io(format!("measuring {part}"), e))
+        };
+        let (delta_bytes, in_place_bytes) = (measure("delta")?, measure("inplace")?);
+        let pages = self.pages();
         Ok(Status {
             forks: self.forks.read().len() as u64,
             layers: self.layers(),
             map_entries: memory.entries,
             map_memory_bytes: memory.bytes,
-            store_bytes,
+            store_bytes: measure("map")? + delta_bytes + in_place_bytes,
+            used_bytes: pages.reached * BLOCK_BYTES + in_place_bytes,
+            shared_bytes: pages.shared * BLOCK_BYTES,
+            reclaimable_bytes: delta_bytes.saturating_sub(pages.live * BLOCK_BYTES)
+                + pages.unreached * BLOCK_BYTES,
+            reclaimed_bytes: self.given_back(),
         })
+    }
+
+    /// Counts pages, from what is in memory of layers and slots.
+    fn pages(&self) -> PageCounts {
+        let heads: Vec<LayerId> = self.records().iter().map(|record| record.head).collect();
+        let (mut references, mut slots, mut live) = (0, 0, 0);
+        for delta in self.core.deltas.read().values() {
+            let space = delta.space();
+            references += space.durable_sum();
+            slots += space.durable_slots();
+            live += space.live_bytes() / BLOCK_BYTES;
+        }
+        let layers = self.core.layers.lock();
+        // How many forks stand on each layer: one, or more.
+        let mut seen: HashMap<LayerId, bool> = HashMap::new();
+        for mut at in heads {
+            while let Some(info) = layers.get(&at) {
+                match seen.entry(at) {
+                    Entry::Vacant(entry) => drop(entry.insert(false)),
+                    // So it is with all below.
+                    Entry::Occupied(entry) if *entry.get() => break,
+                    Entry::Occupied(mut entry) => drop(entry.insert(true)),
+                }
+                at = info.record.parent;
+            }
+        }
+        // Those that nobody needs are not among them any more.
+        let of_layers = layers.values().map(|info| info.record.pages).sum();
+        let shared =
+            seen.iter().filter(|(_, many)| **many).map(|(layer, _)| layers[layer].record.pages).sum();
+        let unreached = references.saturating_sub(of_layers);
+        PageCounts { reached: slots.saturating_sub(unreached), shared, unreached, live }
     }
 
     /// The host's space below the store, as far as a writer can have it: in
@@ -253,6 +302,18 @@ impl Shared {
         }
         depth
     }
+}
+
+/// Pages of a store.
+struct PageCounts {
+    /// That forks and snapshots refer to.
+    reached: u64,
+    /// Of layers that more than one fork stands on.
+    shared: u64,
+    /// Of layers that nobody needs.
+    unreached: u64,
+    /// In memory or on the disk, with a slot of their own.
+    live: u64,
 }
 
 /// Host bytes of all files below `dir`.

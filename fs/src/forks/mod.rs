@@ -20,6 +20,7 @@ mod paths;
 mod phases;
 mod quota;
 mod read;
+mod reclaim;
 mod rest;
 mod sort;
 mod store;
@@ -57,6 +58,11 @@ pub struct Options {
     pub sort_pages_min: u32,
     /// Records of the block map that one step of merging moves, about.
     pub merge_step_records: usize,
+    /// Free space in a fork's delta file goes back to the host when the fork has
+    /// not used it for that long.
+    pub give_back_after: Duration,
+    /// Holes are made in delta files where that many bytes or more are free.
+    pub punch_min_bytes: u64,
 }
 
 impl Default for Options {
@@ -70,6 +76,12 @@ impl Default for Options {
             merge: true,
             sort_pages_min: 32,
             merge_step_records: 1024,
+            // Twice PostgreSQL's checkpoint_timeout: a server that writes the same
+            // pages at every checkpoint needs the same slots again by then.
+            give_back_after: Duration::from_secs(600),
+            // A hole costs the host an entry in its tables, and who fills it a
+            // call; 128 KiB is what a scan reads at a time.
+            punch_min_bytes: 128 << 10,
         }
     }
 }

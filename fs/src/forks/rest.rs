@@ -35,14 +35,8 @@ struct TopOf {
 impl Store {
     /// One round of the sealing thread.
     pub(super) fn seal_in_background(background: &Arc<Background>, store: &Store) {
-        {
-            let mut work = background.state.lock();
-            if !work.stop {
-                background.wake.wait_for(&mut work, LOOK_INTERVAL);
-            }
-            if work.stop {
-                return;
-            }
+        if !background.rest(LOOK_INTERVAL) {
+            return;
         }
         if let Err(e) = store.seal_at_rest(store.core.options.seal_after) {
             // They stay without CRCs until the next round.

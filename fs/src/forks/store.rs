@@ -14,7 +14,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
@@ -90,8 +90,21 @@ pub(super) struct Background {
     pub wake: Condvar,
 }
 
+impl Background {
+    /// Lets that time pass, whatever others are woken for; false if the store is
+    /// being closed.
+    pub fn rest(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        let mut work = self.state.lock();
+        while !work.stop && !self.wake.wait_until(&mut work, until).timed_out() {}
+        !work.stop
+    }
+}
+
 /// A step of background work.
 pub(super) enum Task {
+    /// Forget what a removed fork was.
+    Forget(Box<Head>),
     /// Drop a layer.
     Drop(LayerId),
     /// Go on with these layers, or look for some.
@@ -101,21 +114,30 @@ pub(super) enum Task {
 impl Work {
     /// Takes the next step to do.
     pub fn next_task(&mut self) -> Option<Task> {
-        let task = match self.drop.pop_front() {
-            Some(layer) => Task::Drop(layer),
-            None if self.look => {
-                self.look = false;
-                Task::Merge(self.pair.take())
-            }
-            None => return None,
+        let task = if let Some(head) = self.removed.pop() {
+            Task::Forget(Box::new(head))
+        } else if let Some(layer) = self.drop.pop_front() {
+            Task::Drop(layer)
+        } else if self.look {
+            self.look = false;
+            Task::Merge(self.pair.take())
+        } else {
+            return None;
         };
         self.busy = true;
         Some(task)
+    }
+
+    /// Whether there is no such step.
+    pub fn is_done(&self) -> bool {
+        !self.busy && !self.look && self.removed.is_empty() && self.drop.is_empty()
     }
 }
 
 #[derive(Default)]
 pub(super) struct Work {
+    /// What removed forks were.
+    pub removed: Vec<Head>,
     /// Layers that nothing refers to any more.
     pub drop: std::collections::VecDeque<LayerId>,
     /// Layers that are being merged.
@@ -134,6 +156,10 @@ pub(super) struct Work {
     pub hurry: u32,
     /// A step of it is under way.
     pub busy: bool,
+    /// All host space that is free goes back.
+    pub give_back: bool,
+    /// When forks were asked last what space they do not use.
+    pub asked: Option<Instant>,
     pub stop: bool,
 }
 

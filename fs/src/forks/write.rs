@@ -55,7 +55,13 @@ impl Fork {
             }
         };
         match class {
-            None => self.write_in_place(file, offset, data, end, Need::New),
+            None => match self.write_in_place(file, offset, data, end, Need::New) {
+                // What has been written of it is written again.
+                Err(Error::NoSpace) if self.core.make_room()? => {
+                    self.write_in_place(file, offset, data, end, Need::New)
+                }
+                other => other,
+            },
             Some(class) => self.write_pages(file, class, offset, data, end),
         }
     }
@@ -91,7 +97,8 @@ impl Fork {
         match self.place(&mut head, file, &delta, &ready, Need::New) {
             Err(e) if e.is_full() => {
                 drop(head);
-                if !self.reclaim()? {
+                let room = matches!(e, Error::NoSpace) && self.core.make_room()?;
+                if !self.reclaim()? && !room {
                     return Err(e);
                 }
                 // Meanwhile its table may have been frozen, never unloaded.
@@ -182,9 +189,14 @@ impl Fork {
     /// for one more.
     fn check_room_to_stage(&self) -> Result<()> {
         let staged = self.head()?.staged.len() as u64;
-        match self.delta().left_bytes()? < (staged + 1) * BLOCK_BYTES {
-            true => Err(Error::NoSpace),
-            false => Ok(()),
+        self.check_room((staged + 1) * BLOCK_BYTES)
+    }
+
+    fn check_room(&self, bytes: u64) -> Result<()> {
+        let delta = self.delta();
+        match delta.left_bytes()? >= bytes || self.core.make_room()? && delta.left_bytes()? >= bytes {
+            true => Ok(()),
+            false => Err(Error::NoSpace),
         }
     }
 
@@ -654,11 +666,7 @@ impl Fork {
             inode.size
         };
         match mode & !libc::FALLOC_FL_KEEP_SIZE {
-            0 => {
-                if self.delta().left_bytes()? < len {
-                    return Err(Error::NoSpace);
-                }
-            }
+            0 => self.check_room(len)?,
             libc::FALLOC_FL_PUNCH_HOLE if keep_size => self.zero(file, offset, end.min(size))?,
             libc::FALLOC_FL_ZERO_RANGE => self.zero(file, offset, end.min(size))?,
             _ => return Err(Error::Unsupported),

@@ -111,6 +111,11 @@ impl HostFiles {
         })
     }
 
+    /// Bytes given back to the host since the store was opened.
+    pub fn given_back(&self) -> u64 {
+        self.room.given_back.load(Ordering::Relaxed)
+    }
+
     /// Where they lie.
     pub fn device(&self) -> &dyn Device {
         &*self.room.device
@@ -166,9 +171,10 @@ impl HostFiles {
     }
 
     fn remove(&self, id: u64) {
-        if let Err(e) = self.room.device.remove(&name(id)) {
+        match self.room.device.remove(&name(id)) {
+            Ok(bytes) => drop(self.room.given_back.fetch_add(bytes, Ordering::Relaxed)),
             // It only takes space; the next start removes it.
-            log::warn!("host file {} could not be removed: {e}", name(id));
+            Err(e) => log::warn!("host file {} could not be removed: {e}", name(id)),
         }
     }
 
