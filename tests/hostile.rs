@@ -15,9 +15,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use hostile::{Chance, honest, make_base, mutate, records, use_store};
-use pgcowfs::check::{self, Stored};
+use pgcowfs::check::{self, Stored, scrub};
 use pgcowfs::forks::{check_closed, repair_closed};
-use pgcowfs::map::schema::{BaseFileRecord, layer_of_key, tag};
+use pgcowfs::map::schema::{BaseFileRecord, ExtentsRecord, layer_of_key, tag};
 use pgcowfs::map::{Batch, Map};
 use pgcowfs::{Error, Options, Store};
 
@@ -112,6 +112,28 @@ fn a_layer_that_cannot_be_read_is_not_counted() {
     let findings = check::check(&stored, &mut || true).unwrap().findings;
     assert!(findings.iter().any(|f| f.message.contains("/etc/passwd")), "{findings:#?}");
     assert!(findings.iter().all(|f| !f.repairable), "{findings:#?}");
+}
+
+/// Each host file holds one chunk of a file. A run may say that it has all of the
+/// numbers there are, and a scrub is not to go through them.
+#[test]
+fn a_run_longer_than_its_host_file_is_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let parts = honest(&make_base(dir.path()));
+    let mut batch = Batch::default();
+    for (key, value) in records(&parts).iter().filter(|(k, _)| k[0] == tag::EXTENTS) {
+        let (layer, file, mut record) = ExtentsRecord::decode(key, value).unwrap();
+        record.runs.truncate(1);
+        for run in &mut record.runs {
+            (run.start, run.len) = (0, u32::MAX);
+        }
+        batch.put(record.encode(layer, file));
+    }
+    assert!(batch.changes.len() > 1);
+    parts.map.commit(&batch).unwrap();
+    let stored = Stored { map: &parts.map, delta: &parts.delta, inplace: &parts.inplace, in_use: &|_| false };
+    let (_, progress) = scrub::scrub(&stored, &scrub::Options::default(), &mut |_| true).unwrap();
+    assert!(progress.wal_blocks + progress.unsealed_blocks > 0);
 }
 
 /// Everything in a directory and below it: what it is, and its contents.

@@ -357,7 +357,8 @@ impl Scrub<'_, '_> {
         // Which block of which file each block of the host file is.
         let mut whose: BTreeMap<BlockNo, (LayerId, FileId, BlockNo)> = BTreeMap::new();
         for &(layer, file, start, end) in runs {
-            for block in start..end {
+            // A record may say that a run is longer than its host file.
+            for block in start..end.min(start.saturating_add(chunk)) {
                 whose.entry(block % chunk).or_insert((layer, file, block));
             }
         }
