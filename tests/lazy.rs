@@ -129,7 +129,8 @@ fn a_terabyte_opens_lazily() {
     let path = |n: u64| format!("base/5/{n}");
     {
         let (store, _) = open(&parts);
-        let main = store.create_on_base("main", base.path(), b"").unwrap();
+        let main =
+            store.create_on_base("main", pgcowfs::base::scan(base.path(), None).unwrap(), b"").unwrap();
         store.publish("main").unwrap();
         for n in 0..RELATIONS {
             let file = main.resolve(&path(n)).unwrap().file;
