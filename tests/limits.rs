@@ -5,6 +5,8 @@
 
 #[path = "common/mem.rs"]
 mod mem;
+#[path = "limits/unwritten.rs"]
+mod unwritten;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -259,6 +259,12 @@ impl Store {
         PageCounts { reached: slots.saturating_sub(unreached), shared, unreached, live }
     }
 
+    /// Bytes of pages, of all forks together, that are acknowledged and only in
+    /// memory.
+    pub fn unwritten_bytes(&self) -> u64 {
+        self.core.delta_room.dirty_bytes.load(Ordering::Relaxed)
+    }
+
     /// The host's space below the store, as far as a writer can have it: in
     /// that fork, or where no fork is named, in one without a quota.
     pub fn space(&self, fork: Option<&Fork>) -> Result<Space> {
