@@ -219,6 +219,20 @@ mod found {
         }
     }
 
+    /// A copy to a WAL file that fails half way may have been made in part.
+    #[test]
+    fn a_failed_copy_to_a_wal_file() {
+        let ops = [
+            Op::Write { fork: 0, name: 6, offset: 5 * B, len: B + 1, byte: 93 },
+            write(7, 3 * B, 3 * B),
+            Op::Fork { parent: 1 },
+            Op::Copy { fork: 1, from: 6, to: 7, from_block: 5, to_block: 5, len: 3 * B },
+        ];
+        for at in 0..count_points(&ops) {
+            run_with_failure(&ops, at, std::io::Error::other("injected"));
+        }
+    }
+
     /// A spare WAL file that is being made when the store is closed must not be
     /// written to when the next one has given its number to another.
     #[test]

@@ -192,12 +192,25 @@ pub fn apply_to_files(op: &Op, fork: &Fork, files: &mut Files, moments: &mut Mom
             while done < len {
                 // The model cannot know how far an error got: it is a step of
                 // its own.
-                let n = fork.copy_range(source, from_offset + done, target, to_offset + done, len - done)?;
+                let copied =
+                    fork.copy_range(source, from_offset + done, target, to_offset + done, len - done);
+                let start = (from_offset + done) as usize;
+                let there = files.get(from).expect("found").get(start..).unwrap_or_default();
+                let n = match copied {
+                    Ok(n) => n,
+                    Err(e) => {
+                        // What is written in place may have got there in part.
+                        let bytes = there[..there.len().min((len - done) as usize)].to_vec();
+                        if files.in_place(to) {
+                            files.write(to, (to_offset + done) as usize, &bytes);
+                        }
+                        return Err(e);
+                    }
+                };
                 if n == 0 {
                     break;
                 }
-                let start = (from_offset + done) as usize;
-                let bytes = files.get(from).expect("found")[start..start + n as usize].to_vec();
+                let bytes = there[..n as usize].to_vec();
                 files.write(to, (to_offset + done) as usize, &bytes);
                 moments.push(files.clone());
                 done += n;
