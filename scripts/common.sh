@@ -38,16 +38,16 @@ install_missing() {
     DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -q --no-install-recommends $packages >&2
   fi
   command -v cargo >/dev/null || die "there is no Rust toolchain: see https://rustup.rs"
-  own_build
+  own_build -p pgcowfs -p pgcowfs-cli
 }
 
 # The build directory outlives the checkout, for RocksDB's sake. Cargo names what it builds by the path within the
-# checkout, and would take another checkout's programs for this one's.
+# checkout, and would take another checkout's programs for this one's. What has to go is said as to `cargo clean`.
 own_build() {
   local here marker=$CARGO_TARGET_DIR/built-from
   here=$(pwd)
   [ "$(cat "$marker" 2>/dev/null)" != "$here" ] || return 0
-  cargo clean -q --release -p pgcowfs -p pgcowfs-cli || die "cannot clean $CARGO_TARGET_DIR"
+  cargo clean -q --release "$@" || die "cannot clean $CARGO_TARGET_DIR"
   mkdir -p "$CARGO_TARGET_DIR"
   printf '%s\n' "$here" > "$marker"
 }

@@ -15,6 +15,9 @@ mod commands;
 mod config;
 mod daemon;
 mod error;
+#[cfg(test)]
+#[path = "../../tests/fuzz/in_program.rs"]
+mod fuzz;
 mod meta;
 mod postgres;
 mod proc;
