@@ -52,6 +52,20 @@ own_build() {
   printf '%s\n' "$here" > "$marker"
 }
 
+DENY_VERSION=0.20.2
+
+# cargo-deny, which judges the crates that the program is made of by deny.toml. It is built once (a few minutes) and
+# kept outside of the checkout.
+cargo_deny() {
+  local root=${XDG_CACHE_HOME:-$HOME/.cache}/pgcowfs
+  if [ "$("$root/bin/cargo-deny" --version 2>/dev/null)" != "cargo-deny $DENY_VERSION" ]; then
+    say "installing cargo-deny $DENY_VERSION"
+    env -u CARGO_TARGET_DIR cargo install -q cargo-deny --version "$DENY_VERSION" --locked --root "$root" >&2 ||
+      die "cargo-deny cannot be installed"
+  fi
+  "$root/bin/cargo-deny" "$@"
+}
+
 # Builds the long harness in tests/NAME.rs and runs it; its exit status is 3 when there can be no verdict.
 run_harness() {
   local name=$1 dir program args=()
