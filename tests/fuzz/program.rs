@@ -187,6 +187,10 @@ fn replies() -> Vec<Vec<u8>> {
         map_entries: 3,
         map_memory_bytes: 4,
         store_bytes: 5,
+        used_bytes: 4,
+        shared_bytes: 3,
+        reclaimable_bytes: 2,
+        reclaimed_bytes: 1,
         uptime_s: 1.5,
         requests,
     };

@@ -95,7 +95,8 @@ fn change_host_file(parts: &Parts3, input: &mut Bytes<'_>) {
     let name = &names[input.below(names.len())];
     let what = input.u8();
     if what == 0 {
-        return device.remove(name).expect("it is in memory");
+        device.remove(name).expect("it is in memory");
+        return;
     }
     let offset = 512 * u64::from(input.u16());
     // The store's id, repeated, is what marks a sector that was never written.
