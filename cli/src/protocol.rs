@@ -153,6 +153,9 @@ pub struct DaemonStatus {
     pub reclaimed_bytes: u64,
     /// Since the daemon started.
     pub uptime_s: f64,
+    /// The way by which the kernel's requests come: `io_uring` or `device`.
+    #[serde(default)]
+    pub transport: String,
     /// What the kernel has asked so far, by kind.
     pub requests: Vec<(String, u64)>,
 }

@@ -496,6 +496,8 @@ pub struct StatusReport {
     pub reclaimed_bytes: Option<u64>,
     /// For how long the daemon has run.
     pub uptime_s: Option<f64>,
+    /// The way by which the kernel's requests come.
+    pub transport: Option<String>,
     /// Requests of the kernel so far, by kind.
     pub requests: Option<serde_json::Map<String, serde_json::Value>>,
 }
@@ -524,6 +526,7 @@ impl Report for StatusReport {
         let number = |n: Option<u64>| n.map(|n| Cell::plain(n.to_string()));
         let bytes = |n: Option<u64>| n.map(|n| Cell::plain(bytes_text(n)));
         let rest = [
+            ("requests by", self.transport.as_ref().map(Cell::plain)),
             ("uptime", self.uptime_s.map(|s| Cell::plain(duration_text(Duration::from_secs_f64(s))))),
             ("forks", number(self.forks)),
             ("layers", number(self.layers)),

@@ -192,6 +192,7 @@ fn replies() -> Vec<Vec<u8>> {
         reclaimable_bytes: 2,
         reclaimed_bytes: 1,
         uptime_s: 1.5,
+        transport: "device".into(),
         requests,
     };
     let finding = FindingRow {

@@ -178,3 +178,18 @@ fn a_sync_makes_the_fork_durable() {
         store.close().unwrap();
     }
 }
+
+#[test]
+fn requests_come_as_the_kernel_offers() {
+    let switch = fs::read_to_string("/sys/module/fuse/parameters/enable_uring");
+    let offered = switch.is_ok_and(|text| text.starts_with('Y'));
+    for (ring, expected) in [(true, if offered { "io_uring" } else { "device" }), (false, "device")] {
+        let Some(mounted) = Mounted::with(&MountOptions { ring, ..MountOptions::default() }) else { return };
+        assert_eq!(mounted.mount().transport(), expected);
+        fs::write(mounted.path("file"), b"text").unwrap();
+        assert_eq!(fs::read(mounted.path("file")).unwrap(), b"text");
+    }
+    if !offered {
+        println!("SKIPPED: FUSE over io_uring: /sys/module/fuse/parameters/enable_uring is not Y");
+    }
+}

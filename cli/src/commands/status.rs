@@ -31,6 +31,7 @@ pub fn run(context: &Context) -> Result<()> {
             reclaimable_bytes: None,
             reclaimed_bytes: None,
             uptime_s: None,
+            transport: None,
             requests: None,
         });
     };
@@ -51,6 +52,7 @@ pub fn run(context: &Context) -> Result<()> {
         reclaimable_bytes: Some(status.reclaimable_bytes),
         reclaimed_bytes: Some(status.reclaimed_bytes),
         uptime_s: Some(status.uptime_s),
+        transport: Some(status.transport),
         requests: Some(status.requests.into_iter().map(|(name, n)| (name, n.into())).collect()),
     })
 }

@@ -292,6 +292,7 @@ impl Daemon {
             reclaimable_bytes: status.reclaimable_bytes,
             reclaimed_bytes: status.reclaimed_bytes,
             uptime_s: self.started.elapsed().as_secs_f64(),
+            transport: self.mount.transport().to_string(),
             requests: self.mount.requests().into_iter().map(|(name, n)| (name.to_string(), n)).collect(),
         })
     }

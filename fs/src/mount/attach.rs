@@ -1,7 +1,7 @@
 //! Mounting and unmounting: the checks before, the errors made clear, and the
 //! ways that differ between root and an ordinary user.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -66,11 +66,6 @@ pub fn config(options: &MountOptions) -> Config {
         config.mount_options.push(MountOption::CUSTOM(format!("subtype={subtype}")));
     }
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    let threads = options.threads.max(1);
-    config.n_threads = Some(threads);
-    // Each thread has its own queue on its own descriptor, if the device can
-    // be opened; fusermount3 may be the only one who can.
-    config.clone_fd = threads > 1 && OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
     config
 }
 

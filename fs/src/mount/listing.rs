@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fuser::FileType;
 use parking_lot::Mutex;
 
 use super::convert::Refusal;
@@ -18,7 +17,8 @@ use super::convert::Refusal;
 #[derive(Debug)]
 pub struct Listed {
     pub node: u64,
-    pub kind: FileType,
+    /// Its type, as the upper bits of a mode.
+    pub mode: u32,
     pub name: Box<[u8]>,
 }
 
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn entries(n: u64) -> Vec<Listed> {
-        (0..n).map(|node| Listed { node, kind: FileType::RegularFile, name: Box::from(*b"x") }).collect()
+        (0..n).map(|node| Listed { node, mode: libc::S_IFREG, name: Box::from(*b"x") }).collect()
     }
 
     #[test]

@@ -1,43 +1,50 @@
 //! The mount: serves a store's forks through FUSE, each as a directory.
 //!
-//! This module and no other knows `fuser`. It decodes requests, calls
-//! [`Fork`] and [`Store`], and replies; what a request means is decided there.
+//! This module and no other knows `fuser`, which mounts, opens the connection and
+//! notifies the kernel, and FUSE's protocol: it takes requests apart, calls [`Fork`]
+//! and [`Store`], and answers; what a request means is decided there.
 //!
 //! ```text
-//! kernel -> reader threads (fuser) -> operations -> server -> Fork, Store
-//!                                        |-> workers: fsync, fsyncdir, copy_file_range
+//! kernel -> device or ring -> wire -> operations -> server -> Fork, Store
+//!             |-> workers: some of fsync, fsyncdir, copy_file_range
 //! store's hook -> a channel -> one thread -> notifications to the kernel
 //! ```
 //!
 //! Two rules against deadlock:
-//! - A reader thread never waits for something that takes another request.
-//! - A notification is never sent by a reader thread: in the kernel it waits
+//! - Who serves a request never waits for something that takes another request.
+//! - A notification is never sent by such a thread: in the kernel it waits
 //!   for the lock of a directory, which somebody may hold whose request the
-//!   reader is to answer.
+//!   it is to answer.
 
 mod attach;
 mod convert;
+mod device;
 mod listing;
 mod negotiate;
 mod node;
 mod operations;
 mod requests;
+mod ring;
 mod server;
+mod wire;
 mod workers;
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
-use fuser::{FopenFlags, INodeNo, Notifier, Session};
+use fuser::{INodeNo, Notifier, Session};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::listing::OpenDirectories;
+use self::negotiate::{Handshake, Wishes};
 use self::requests::Counters;
 use self::server::{Server, Top};
 use self::workers::Workers;
@@ -59,7 +66,7 @@ pub struct MountOptions {
     /// Let in users other than the one who mounts. Root may always do so,
     /// others if `/etc/fuse.conf` says `user_allow_other`.
     pub allow_other: bool,
-    /// Threads that read and answer requests.
+    /// Threads that read and answer requests; those of io_uring are besides.
     pub threads: usize,
     /// The most syncs under way at a time; more wait their turn.
     pub sync_threads: usize,
@@ -69,6 +76,9 @@ pub struct MountOptions {
     pub subtype: Option<String>,
     /// Do without what an older kernel might lack; slower. For tests.
     pub plain: bool,
+    /// Let requests come through io_uring if the kernel offers it (Linux 6.14, if
+    /// root has switched on the parameter `enable_uring` of module `fuse`).
+    pub ring: bool,
 }
 
 impl Default for MountOptions {
@@ -80,6 +90,7 @@ impl Default for MountOptions {
             fs_name: "pgcowfs".into(),
             subtype: Some("pgcowfs".into()),
             plain: false,
+            ring: true,
         }
     }
 }
@@ -95,6 +106,8 @@ pub struct Mount {
     counters: Arc<Counters>,
     notifier: Notifier,
     workers: Arc<Workers>,
+    /// Requests come through io_uring.
+    ring: bool,
     /// Whether requests reach the store; see [`Server::open`].
     open: Arc<RwLock<bool>>,
     end: Arc<End>,
@@ -136,19 +149,29 @@ impl Mount {
             changed: Mutex::new(SystemTime::now()),
         });
         // Without NOFLUSH (Linux 5.16) the first FLUSH, answered ENOSYS, is the last.
-        let no_flush = if options.plain { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
-        let server = Server {
+        let no_flush = if options.plain { 0 } else { wire::fopen::NOFLUSH };
+        let server = Arc::new(Server {
             store: store.clone(),
             open: open.clone(),
             counters: counters.clone(),
-            workers: workers.clone(),
             directories: OpenDirectories::default(),
-            open_flags: FopenFlags::FOPEN_KEEP_CACHE | no_flush,
-            plain: options.plain,
+            open_flags: wire::fopen::KEEP_CACHE | no_flush,
             top: top.clone(),
-        };
-        let session = Session::new(server, &dir, &attach::config(options))
+        });
+        let ring = Arc::new(AtomicBool::new(false));
+        let wishes =
+            Wishes { plain: options.plain, ring: options.ring && !options.plain && ring::is_available() };
+        let session = Session::new(Handshake { wishes, ring: ring.clone() }, &dir, &attach::config(options))
             .map_err(|e| attach::mount_failed(&dir, e))?;
+        let ring = ring.load(Ordering::SeqCst);
+        let descriptor = session.as_fd().try_clone_to_owned().map_err(|e| Error::io("the FUSE device", e))?;
+        let mut serving = if ring { ring::start(&descriptor, &server)? } else { Vec::new() };
+        serving.extend(device::start(
+            descriptor,
+            &server,
+            &workers,
+            if ring { 1 } else { options.threads.max(2) },
+        )?);
         let notifier = session.notifier();
 
         let (notices, received) = mpsc::channel();
@@ -163,16 +186,21 @@ impl Mount {
         let end = Arc::new(End::default());
         let (ended, working) = (end.clone(), workers.clone());
         spawn("pgcowfs-mount", move || {
-            let result = session.run();
+            let results: Vec<_> = serving.into_iter().map(|thread| thread.join()).collect();
+            let result = results.into_iter().try_for_each(|result| match result {
+                Ok(result) => result.map_err(|e| e.to_string()),
+                Err(_) => Err("a thread that serves requests has panicked".into()),
+            });
             // The kernel asks nothing more. What is under way is finished, and
             // nobody here holds the store any longer, before anybody is told.
             working.close();
             let _ = notices.send(Notice::Stop);
             let _ = notifying.join();
-            ended.reach(result.map_err(|e| e.to_string()));
+            drop(session);
+            ended.reach(result);
         })?;
         // From here on an error unmounts, by dropping the mount.
-        let mut mount = Mount { dir, connection: 0, counters, notifier, workers, open, end };
+        let mut mount = Mount { dir, connection: 0, counters, notifier, workers, ring, open, end };
         mount.connection = attach::connection(&mount.dir)?;
         Ok(mount)
     }
@@ -180,6 +208,11 @@ impl Mount {
     /// The directory that is mounted on, absolute.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The way by which the kernel's requests come: "io_uring" or "device".
+    pub fn transport(&self) -> &'static str {
+        if self.ring { "io_uring" } else { "device" }
     }
 
     /// Requests served so far.
@@ -281,7 +314,7 @@ impl Drop for Mount {
     }
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+fn spawn<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
     let made = thread::Builder::new().name(name.into()).spawn(run);
     made.map_err(|e| Error::io(format!("starting thread {name}"), e))
 }

@@ -12,20 +12,49 @@
 //! - ASYNC_DIO: a direct write that goes on after the call drops the pages from
 //!   the cache before it is carried out, and what is read meanwhile stays there,
 //!   old, since nothing but a write invalidates it (xfstests generic/451).
-//! - SETXATTR_EXT, OVER_IO_URING: fuser 0.18.0 cannot serve them.
+//! - SETXATTR_EXT: there are no extended attributes.
 
-use fuser::{InitFlags, KernelConfig};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fuser::{Filesystem, InitFlags, KernelConfig, Request};
 
 /// The largest READ and WRITE. The kernel's own limit is 256 pages.
-const REQUEST_BYTES: u32 = 1 << 20;
+pub const REQUEST_BYTES: u32 = 1 << 20;
 
 /// How many READs ahead and written-back pages the kernel may have under way.
 /// Its default of 12 would throttle a few parallel sequential scans.
 const BACKGROUND_REQUESTS: u16 = 64;
 
-/// Sets the connection up; `plain` asks only for what makes no difference to
-/// what a process sees or how often it asks.
-pub fn negotiate(config: &mut KernelConfig, plain: bool) {
+/// What is to be asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wishes {
+    /// Only what makes no difference to what a process sees or how often it asks.
+    pub plain: bool,
+    /// Requests through io_uring.
+    pub ring: bool,
+}
+
+/// The one who opens the connection: fuser mounts and shakes hands, and serves
+/// nothing.
+pub struct Handshake {
+    pub wishes: Wishes,
+    /// Whether requests will come through io_uring.
+    pub ring: Arc<AtomicBool>,
+}
+
+impl Filesystem for Handshake {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let ring = self.wishes.ring && config.add_capabilities(InitFlags::FUSE_OVER_IO_URING).is_ok();
+        self.ring.store(ring, Ordering::SeqCst);
+        negotiate(config, self.wishes.plain);
+        Ok(())
+    }
+}
+
+/// Sets the connection up.
+fn negotiate(config: &mut KernelConfig, plain: bool) {
     let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS;
     if !plain {
         wanted |= InitFlags::FUSE_EXPLICIT_INVAL_DATA

@@ -2,25 +2,21 @@
 //! the top directory, and the rules that are POSIX's rather than the core's
 //! (set-group-id directories, `..`).
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, ReplyEmpty, ReplyWrite, Request};
 use parking_lot::{Mutex, RwLock};
 
-use super::convert::{self, Refusal, file_attr};
+use super::convert::{self, Refusal, stat};
 use super::listing::{Listed, OpenDirectories};
 use super::node;
-use super::requests::{Counters, Kind};
-use super::workers::Workers;
+use super::requests::Counters;
+use super::wire::{Found, Message, Stat};
 use crate::attr::{Attr, Make};
 use crate::error::Error;
 use crate::forks::{Fork, Store};
 use crate::ids::{FileId, ForkId};
 
-pub type Answer<T> = std::result::Result<T, Errno>;
 pub type Outcome<T> = std::result::Result<T, Refusal>;
 
 /// A fork and a file of it; `None` is the top directory.
@@ -40,27 +36,21 @@ pub const FORK_NAME: Duration = Duration::ZERO;
 /// Attributes of the top directory. Little about them changes or matters.
 pub const TOP_ATTR: Duration = Duration::from_secs(1);
 
-/// One COPY_FILE_RANGE copies at most this; the caller asks again for the rest.
-const COPY_BYTES: u64 = 64 << 20;
-
 /// The answer once the store is closed to the kernel: as from a mount whose
 /// daemon is gone.
-const CLOSED: Refusal = Refusal::Mount(libc::ENOTCONN);
+pub const CLOSED: Refusal = Refusal::Mount(libc::ENOTCONN);
 
-/// Serves the kernel's requests from a store. [`super::operations`] implements
-/// FUSE's interface on it.
+/// Serves the kernel's requests from a store. [`super::operations`] has what
+/// each of them does.
 pub struct Server {
     pub store: Arc<Store>,
     /// Whether requests may reach the store. Each holds this while it is
     /// served; once it is false, none is under way and none will be.
     pub open: Arc<RwLock<bool>>,
     pub counters: Arc<Counters>,
-    pub workers: Arc<Workers>,
     pub directories: OpenDirectories,
     /// What each OPEN and CREATE answers.
-    pub open_flags: FopenFlags,
-    /// Ask the kernel only for what every supported kernel is sure to have.
-    pub plain: bool,
+    pub open_flags: u32,
     pub top: Arc<Top>,
 }
 
@@ -73,14 +63,6 @@ pub struct Top {
 }
 
 impl Server {
-    /// Counts a request, does its work, and turns a refusal into an errno.
-    pub fn serve<T>(&self, kind: Kind, node: INodeNo, work: impl FnOnce() -> Outcome<T>) -> Answer<T> {
-        self.counters.add(kind);
-        let open = self.open.read();
-        let done = if *open { work() } else { Err(CLOSED) };
-        done.map_err(|refusal| refusal.answer(kind, node))
-    }
-
     pub fn fork(&self, id: ForkId) -> Outcome<Arc<Fork>> {
         self.store.by_id(id).map_err(|error| match error {
             // The kernel can only know the id of a fork that was there.
@@ -90,8 +72,8 @@ impl Server {
     }
 
     /// What a node id stands for.
-    pub fn find(&self, node: INodeNo) -> Outcome<Place> {
-        match node::parts(node.0) {
+    pub fn find(&self, node: u64) -> Outcome<Place> {
+        match node::parts(node) {
             None => Ok(None),
             Some((fork, file)) => Ok(Some((self.fork(fork)?, file))),
         }
@@ -99,12 +81,12 @@ impl Server {
 
     /// The fork and file of a node id. Nothing can be made, changed or removed
     /// in the top directory: EPERM.
-    pub fn file(&self, node: INodeNo) -> Outcome<(Arc<Fork>, FileId)> {
+    pub fn file(&self, node: u64) -> Outcome<(Arc<Fork>, FileId)> {
         self.find(node)?.ok_or(Refusal::Mount(libc::EPERM))
     }
 
     /// The same for two nodes that have to be in one fork.
-    pub fn two_files(&self, a: INodeNo, b: INodeNo) -> Outcome<(Arc<Fork>, FileId, FileId)> {
+    pub fn two_files(&self, a: u64, b: u64) -> Outcome<(Arc<Fork>, FileId, FileId)> {
         let ((fork, a), (other, b)) = (self.file(a)?, self.file(b)?);
         if fork.id() != other.id() {
             return Err(Error::CrossFork.into());
@@ -112,9 +94,9 @@ impl Server {
         Ok((fork, a, b))
     }
 
-    pub fn top_attr(&self) -> FileAttr {
+    pub fn top_attr(&self) -> Stat {
         let changed = *self.top.changed.lock();
-        FileAttr {
+        Stat {
             mtime: changed,
             ctime: changed,
             atime: changed,
@@ -122,20 +104,20 @@ impl Server {
             gid: self.top.gid,
             // A server's user passes through; the names of forks are the
             // owner's business.
-            perm: 0o711,
+            mode: libc::S_IFDIR | 0o711,
             ..convert::bare_directory(node::TOP)
         }
     }
 
     /// The top directory of the fork of that name.
-    pub fn fork_by_name(&self, name: &OsStr) -> Outcome<FileAttr> {
+    pub fn fork_by_name(&self, name: &[u8]) -> Outcome<Stat> {
         // Fork names are ASCII, so any other name is one that is not there.
-        let name = name.to_str().ok_or(Error::NotFound)?;
+        let name = std::str::from_utf8(name).map_err(|_| Error::NotFound)?;
         let fork = self.store.by_name(name).map_err(|error| match error {
             Error::BadForkName { .. } => Error::NotFound,
             error => error,
         })?;
-        Ok(file_attr(fork.id(), &fork.attr(FileId::ROOT)?))
+        Ok(stat(fork.id(), &fork.attr(FileId::ROOT)?))
     }
 
     /// Makes a directory entry as the requesting user. The kernel has applied
@@ -143,9 +125,9 @@ impl Server {
     /// itself to directories.
     pub fn make(
         &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
+        request: &Message,
+        parent: u64,
+        name: &[u8],
         what: Make,
         mode: u32,
     ) -> Outcome<(Arc<Fork>, Attr)> {
@@ -159,13 +141,13 @@ impl Server {
                 perm |= libc::S_ISGID as u16;
             }
         }
-        let attr = fork.make(dir, name.as_bytes(), what, perm, request.uid(), gid)?;
+        let attr = fork.make(dir, name, what, perm, request.uid(), gid)?;
         Ok((fork, attr))
     }
 
     /// All entries of a directory at this instant.
-    pub fn list(&self, node: INodeNo) -> Outcome<Vec<Listed>> {
-        let directory = |node, name: &[u8]| Listed { node, kind: FileType::Directory, name: name.into() };
+    pub fn list(&self, node: u64) -> Outcome<Vec<Listed>> {
+        let directory = |node, name: &[u8]| Listed { node, mode: libc::S_IFDIR, name: name.into() };
         let Some((fork, dir)) = self.find(node)? else {
             let forks = self.store.entries();
             let forks = forks.into_iter().map(|f| directory(node::of(f.id, FileId::ROOT), f.name.as_bytes()));
@@ -180,10 +162,10 @@ impl Server {
         };
         let entries = fork.read_dir(dir)?;
         let mut listing = Vec::with_capacity(entries.len() + 2);
-        listing.extend([directory(node.0, b"."), directory(parent, b"..")]);
+        listing.extend([directory(node, b"."), directory(parent, b"..")]);
         listing.extend(entries.into_iter().map(|entry| Listed {
             node: node::of(fork.id(), entry.file),
-            kind: convert::file_type(entry.kind),
+            mode: convert::file_type(entry.kind),
             name: entry.name,
         }));
         Ok(listing)
@@ -192,14 +174,14 @@ impl Server {
     /// What a listing with attributes says of an entry; `None` if the entry is
     /// gone. The kernel takes it for the answer to a LOOKUP, so it must be the
     /// name's file now, not when the list was made.
-    pub fn look_up_listed(&self, place: &Place, entry: &Listed) -> Outcome<Option<(FileAttr, Duration)>> {
+    pub fn look_up_listed(&self, place: &Place, entry: &Listed) -> Outcome<Option<Found>> {
         if matches!(*entry.name, [b'.'] | [b'.', b'.']) {
-            return Ok(Some((convert::bare_directory(entry.node), IN_FORK)));
+            return Ok(Some((IN_FORK, IN_FORK, convert::bare_directory(entry.node))));
         }
         let looked_up = match place {
-            None => self.fork_by_name(OsStr::from_bytes(&entry.name)).map(|attr| (attr, FORK_NAME)),
+            None => self.fork_by_name(&entry.name).map(|stat| (FORK_NAME, IN_FORK, stat)),
             Some((fork, dir)) => match fork.lookup(*dir, &entry.name) {
-                Ok(attr) => Ok((file_attr(fork.id(), &attr), IN_FORK)),
+                Ok(attr) => Ok((IN_FORK, IN_FORK, stat(fork.id(), &attr))),
                 Err(error) => Err(error.into()),
             },
         };
@@ -213,7 +195,7 @@ impl Server {
     /// Clears the set-id bits of a file that a user without the right to keep
     /// them has changed by `fallocate`. The kernel does this by itself for
     /// write, truncate and chown, and for fallocate since 6.1 only.
-    pub fn drop_set_id(&self, request: &Request, fork: &Fork, file: FileId) -> Outcome<()> {
+    pub fn drop_set_id(&self, request: &Message, fork: &Fork, file: FileId) -> Outcome<()> {
         if request.uid() == 0 {
             return Ok(());
         }
@@ -233,60 +215,8 @@ impl Server {
     }
 
     /// [`Server::make`] for the requests that answer with an entry.
-    pub fn made(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        what: Make,
-        mode: u32,
-    ) -> Outcome<FileAttr> {
+    pub fn made(&self, request: &Message, parent: u64, name: &[u8], what: Make, mode: u32) -> Outcome<Stat> {
         let (fork, attr) = self.make(request, parent, name, what, mode)?;
-        Ok(file_attr(fork.id(), &attr))
-    }
-
-    /// Commits on a worker, so that this thread goes on reading requests.
-    pub fn sync(&self, kind: Kind, node: INodeNo, data_only: bool, reply: ReplyEmpty) {
-        self.counters.add(kind);
-        let open = self.open.read();
-        match if *open { self.find(node) } else { Err(CLOSED) } {
-            // A fork is durable before it is listed.
-            Ok(None) => reply.ok(),
-            Ok(Some((fork, file))) => self.workers.run(move || {
-                let done = fork.sync(file, data_only);
-                empty(reply, done.map_err(|error| Refusal::from(error).answer(kind, node)));
-            }),
-            Err(refusal) => reply.error(refusal.answer(kind, node)),
-        }
-    }
-
-    /// Copies on a worker: pages that cannot be shared take long.
-    pub fn copy(&self, from: (INodeNo, u64), to: (INodeNo, u64), len: u64, reply: ReplyWrite) {
-        let (kind, node) = (Kind::CopyFileRange, to.0);
-        self.counters.add(kind);
-        let open = self.open.read();
-        match if *open { self.two_files(from.0, to.0) } else { Err(CLOSED) } {
-            Ok((fork, source, target)) => self.workers.run(move || {
-                match fork.copy_range(source, from.1, target, to.1, len.min(COPY_BYTES)) {
-                    // At most COPY_BYTES.
-                    Ok(copied) => reply.written(copied as u32),
-                    Err(error) => reply.error(Refusal::from(error).answer(kind, node)),
-                }
-            }),
-            Err(refusal) => reply.error(refusal.answer(kind, node)),
-        }
-    }
-
-    pub fn not_offered(&self, kind: Kind) -> Errno {
-        self.counters.add(kind);
-        Errno::ENOSYS
-    }
-}
-
-/// Replies to a request that only succeeds or fails.
-pub fn empty(reply: ReplyEmpty, done: Answer<()>) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
+        Ok(stat(fork.id(), &attr))
     }
 }

@@ -1,0 +1,113 @@
+//! The transport of every kernel: threads that read requests from the FUSE
+//! device and write the answers back.
+//!
+//! A commit takes milliseconds. Some may be made by the threads that read, which
+//! spares waking another one; but at least half of them must go on reading, so
+//! further ones are handed to [`Workers`].
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use nix::errno::Errno;
+
+use super::negotiate::REQUEST_BYTES;
+use super::server::Server;
+use super::wire::{Message, opcode, out_header};
+use super::workers::Workers;
+
+/// Room for the largest WRITE and what comes before its data.
+const BUFFER_BYTES: usize = REQUEST_BYTES as usize + 4096;
+
+/// What all threads share.
+struct Device {
+    descriptor: OwnedFd,
+    server: Arc<Server>,
+    workers: Arc<Workers>,
+    /// How many of them may be in a commit at a time.
+    commits_max: usize,
+    /// How many are.
+    commits: AtomicUsize,
+}
+
+/// Starts `threads` threads, which end with the connection.
+pub fn start(
+    descriptor: OwnedFd,
+    server: &Arc<Server>,
+    workers: &Arc<Workers>,
+    threads: usize,
+) -> crate::error::Result<Vec<JoinHandle<io::Result<()>>>> {
+    let device = Arc::new(Device {
+        descriptor,
+        server: server.clone(),
+        workers: workers.clone(),
+        commits_max: threads / 2,
+        commits: AtomicUsize::new(0),
+    });
+    let one = |n| {
+        let device = device.clone();
+        super::spawn(&format!("pgcowfs-fuse-{n}"), move || device.read_requests())
+    };
+    (0..threads).map(one).collect()
+}
+
+impl Device {
+    fn read_requests(self: &Arc<Self>) -> io::Result<()> {
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let mut body = Vec::new();
+        loop {
+            let len = match nix::unistd::read(&self.descriptor, &mut buffer) {
+                Ok(len) => len,
+                // ENOENT: the request was taken back meanwhile.
+                Err(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => continue,
+                Err(Errno::ENODEV) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            };
+            let Ok(message) = Message::whole(&buffer[..len]) else {
+                log::error!("the kernel sent a request of {len} bytes that cannot be read");
+                continue;
+            };
+            match message.opcode() {
+                opcode::FSYNC | opcode::FSYNCDIR
+                    if self.commits.load(Ordering::Relaxed) < self.commits_max =>
+                {
+                    self.commits.fetch_add(1, Ordering::Relaxed);
+                    self.answer(&message, &mut body);
+                    self.commits.fetch_sub(1, Ordering::Relaxed);
+                }
+                // Pages that cannot be shared take long to copy.
+                opcode::FSYNC | opcode::FSYNCDIR | opcode::COPY_FILE_RANGE => {
+                    let (device, message) = (self.clone(), message.to_owned());
+                    self.workers.run(move || device.answer(&message.message(), &mut Vec::new()));
+                }
+                _ => self.answer(&message, &mut body),
+            }
+        }
+    }
+
+    fn answer(&self, message: &Message, body: &mut Vec<u8>) {
+        let Some(result) = serve(&self.server, message, body) else { return };
+        let header = out_header(message.unique(), result.err().unwrap_or(0), body.len());
+        let parts = [IoSlice::new(&header), IoSlice::new(body)];
+        match nix::sys::uio::writev(self.descriptor.as_fd(), &parts) {
+            // ENOENT: nobody waits for it any more. ENODEV: the mount is gone.
+            Ok(_) | Err(Errno::ENOENT | Errno::ENODEV) => {}
+            Err(e) => log::error!("the kernel refuses an answer to operation {}: {e}", message.opcode()),
+        }
+    }
+}
+
+/// [`Server::answer`]; a panic there is answered with EIO, and whoever asked does
+/// not wait for ever.
+pub fn serve(server: &Server, message: &Message, body: &mut Vec<u8>) -> Option<Result<(), i32>> {
+    body.clear();
+    let answered = catch_unwind(AssertUnwindSafe(|| server.answer(message, body)));
+    answered.unwrap_or_else(|_| {
+        log::error!("operation {} of node {} panicked", message.opcode(), message.node());
+        body.clear();
+        Some(Err(libc::EIO))
+    })
+}
