@@ -65,7 +65,7 @@ fn one_importer_for_each_foreign_interface() {
     for (name, home) in [
         ("rocksdb::", "fs/src/map/rocks.rs"),
         ("fuser::", "fs/src/mount/"),
-        ("io_uring::", "fs/src/mount/"),
+        ("io_uring::", "fs/src/"),
         ("tokio_postgres::", "cli/src/postgres/"),
     ] {
         let importers: Vec<_> = files

@@ -31,7 +31,7 @@ use account::{Account, Need, Room, Tally};
 use flush::FlushState;
 use space::SlotSpace;
 
-/// The largest single write to the host.
+/// What is written to the host at once.
 const WRITE_BYTES: usize = 1 << 20;
 /// Host space is taken in steps that grow with what is in use, from one to the
 /// other.
@@ -356,24 +356,21 @@ impl Delta {
         let file = self.file()?;
         // Not kept: most forks have little to write, and there may be many.
         let mut buf = DirectBuf::with_capacity(WRITE_BYTES.min(pages.len() * BLOCK_SIZE));
-        let mut rest = pages.as_slice();
-        while let Some(&(first, _)) = rest.first() {
-            let together = rest
-                .iter()
-                .zip(first..)
-                .take(WRITE_BYTES / BLOCK_SIZE)
-                .take_while(|((index, _), want)| index == want)
-                .count();
-            let (run, others) = rest.split_at(together);
+        for batch in pages.chunks(WRITE_BYTES / BLOCK_SIZE) {
             buf.clear();
-            for (_, page) in run {
+            let mut parts: Vec<(u64, Range<usize>)> = Vec::new();
+            for (index, page) in batch {
+                let (offset, at) = (Slot::new(self.id, *index).offset(), buf.as_slice().len());
                 buf.push(&page[..]);
+                match parts.last_mut() {
+                    Some((start, part)) if *start + part.len() as u64 == offset => part.end += BLOCK_SIZE,
+                    _ => parts.push((offset, at..at + BLOCK_SIZE)),
+                }
             }
             self.unflushed.store(true, Ordering::SeqCst);
-            file.write_direct(buf.as_slice(), Slot::new(self.id, first).offset())
-                .map_err(|e| self.error("writing", e))?;
+            file.write_direct_parts(buf.as_slice(), &parts).map_err(|e| self.error("writing", e))?;
             let mut dirty = self.dirty.lock();
-            for (index, page) in run {
+            for (index, page) in batch {
                 // A page that was replaced meanwhile is written next time.
                 if dirty.get(index).is_some_and(|now| Arc::ptr_eq(now, page)) {
                     dirty.remove(index);
@@ -381,7 +378,6 @@ impl Delta {
                     self.room.dirty_bytes.fetch_sub(BLOCK_BYTES, Ordering::Relaxed);
                 }
             }
-            rest = others;
         }
         Ok(())
     }

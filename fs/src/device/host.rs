@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use std::sync::{Arc, LazyLock, Weak};
 use nix::fcntl::FallocateFlags;
 use parking_lot::Mutex;
 
-use super::{Device, DeviceFile, DirectBuf, FileBudget, host_space, read_to_end_of, read_uncached};
+use super::{Device, DeviceFile, DirectBuf, FileBudget, batch, host_space, read_to_end_of, read_uncached};
 
 /// The open files of all devices of this process.
 static OPEN: LazyLock<OpenFiles> = LazyLock::new(OpenFiles::default);
@@ -233,6 +234,12 @@ impl DeviceFile for HostFile {
         let open = self.descriptors(false)?;
         self.unflushed.store(true, Ordering::SeqCst);
         open.direct.as_ref().unwrap_or(&open.buffered).write_all_at(buf, offset)
+    }
+
+    fn write_direct_parts(&self, buf: &[u8], parts: &[(u64, Range<usize>)]) -> io::Result<()> {
+        let open = self.descriptors(false)?;
+        self.unflushed.store(true, Ordering::SeqCst);
+        batch::write_all(open.direct.as_ref().unwrap_or(&open.buffered), buf, parts)
     }
 
     fn flush(&self) -> io::Result<()> {

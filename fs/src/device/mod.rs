@@ -4,6 +4,7 @@
 //! traits. [`host::HostDevice`] is the real one; the tests have one in memory that
 //! loses, tears and reorders what was not flushed.
 
+pub mod batch;
 pub mod foreign;
 pub mod host;
 pub mod mem;
@@ -11,6 +12,7 @@ pub mod power;
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -51,6 +53,11 @@ pub trait DeviceFile: Send + Sync {
     /// Writes past the host's page cache where the host allows it. `buf`,
     /// `offset` and the length are multiples of [`DIRECT_ALIGN`].
     fn write_direct(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// The same for several parts of `buf`, each with its offset in the file, in any
+    /// order. After an error any of them may have been written.
+    fn write_direct_parts(&self, buf: &[u8], parts: &[(u64, Range<usize>)]) -> io::Result<()> {
+        parts.iter().try_for_each(|(offset, part)| self.write_direct(&buf[part.clone()], *offset))
+    }
     /// Makes everything written durable (`fdatasync`).
     fn flush(&self) -> io::Result<()>;
     /// Reserves space, so that writing there cannot fail with ENOSPC; extends
