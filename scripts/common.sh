@@ -68,6 +68,16 @@ cargo_deny() {
   "$root/bin/cargo-deny" "$@"
 }
 
+# A Python that has matplotlib, kept in a place of its own; empty if it cannot be had.
+plot_python() {
+  local venv=${XDG_CACHE_HOME:-$HOME/.cache}/pgcowfs/plot
+  if ! "$venv/bin/python" -c 'import matplotlib' 2>/dev/null; then
+    say "installing matplotlib in $venv"
+    python3 -m venv "$venv" >&2 && "$venv/bin/pip" install -q matplotlib >&2 || return 0
+  fi
+  echo "$venv/bin/python"
+}
+
 # Builds the long harness in tests/NAME.rs and runs it; its exit status is 3 when there can be no verdict.
 run_harness() {
   local name=$1 dir program args=()
