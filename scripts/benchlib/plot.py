@@ -49,7 +49,11 @@ def bars(axes: Any, names: list[str], groups: list[str], of: dict[tuple[str, str
     axes.set_xticks(range(len(groups)), groups)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8, frameon=False, ncols=2)
+
+
+def legend(figure: Any, names: list[str]) -> None:
+    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in names]
+    figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=len(names))
 
 
 def tpcb(samples: Samples, names: list[str]) -> Any:
@@ -62,6 +66,7 @@ def tpcb(samples: Samples, names: list[str]) -> Any:
     bars(axes, names, measured, of)
     axes.set_ylabel("transactions per second")
     axes.set_title("TPC-B on a fork: medians, and from the least to the greatest", fontsize=10, loc="left")
+    legend(figure, names)
     return figure
 
 
@@ -88,9 +93,11 @@ def ratios(samples: Samples, names: list[str]) -> Any:
             axes.plot([bound, bound], [n - 0.45, n + 0.45], color="black", linewidth=1.2, label="target of pgcowfs" if n == 0 else None)
     axes.axvline(1, color=COLOURS[REFERENCE], linewidth=1)
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    ticks = [tick for tick in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1, 1.2, 1.5, 2, 3, 5, 10) if low <= tick <= high]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    # What is off by more than twenty times would leave no room for the others.
+    low, high = max(0.05, axes.get_xlim()[0]), min(20, axes.get_xlim()[1])
+    axes.set_xlim(low, high)
+    ticks = [tick for tick in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20) if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
     axes.set_xticks([], minor=True)
     axes.set_yticks(range(len(rows)), [title(work, about) for work, _, about in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -116,9 +123,7 @@ def forks(samples: Samples, names: list[str]) -> Any:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_title(heading, fontsize=10, loc="left")
-        axes.get_legend().remove()
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in names]
-    figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=len(names))
+    legend(figure, names)
     return figure
 
 
