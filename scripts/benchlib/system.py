@@ -32,6 +32,8 @@ class System:
     about = ""
     # Forks share pages, so that many of them fit where one does.
     shares = True
+    # Why a cluster that runs cannot be forked, if it cannot.
+    only_stopped = ""
 
     def __init__(self, name: str, disk: WorkDisk | LoopDisk, full_page_writes: bool = True):
         self.name, self.disk, self.full_page_writes = name, disk, full_page_writes
@@ -84,7 +86,7 @@ class System:
 
     def fork_running(self, parent: str, child: str, checkpoint: bool) -> Forked:
         """A fork of a running cluster; the checkpoint before it is not part of its time."""
-        raise NotMeasured("it cannot fork a cluster that runs")
+        raise NotImplementedError
 
     def first_query_ms(self, child: str, query: str) -> float:
         """From the fork of an idle cluster with nothing unwritten to the first answer."""

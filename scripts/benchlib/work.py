@@ -172,6 +172,8 @@ def checkpoint(run: Run) -> None:
 def fork_under_load(run: Run) -> None:
     """Forks of a cluster under TPC-B, and what that makes of the load's latency in the second around them."""
     system, parent, times = run.system, f"{run.child}-parent", 3
+    if system.only_stopped:
+        raise NotMeasured(system.only_stopped)
     spans: dict[str, list[tuple[float, float]]] = {"checkpoint": [], "never": []}
     with system.forked(parent) as server:
         os.sync()
