@@ -17,10 +17,8 @@ LATER = {"pg_wal", "postmaster.pid", "postmaster.opts"}
 END = "---end of answer---"
 
 
-def backup(server: Server, source: Path, target: Path, copy: Callable[[list[Path], Path], None], checkpoint: bool) -> float:
+def backup(server: Server, source: Path, target: Path, copy: Callable[[list[Path], Path], None]) -> float:
     """Copies a running cluster with `copy`; milliseconds from after its checkpoint to the end."""
-    if not checkpoint:
-        raise NotMeasured("a copy of a running cluster begins with a checkpoint")
     if int(server.postgres.version.split(".")[0]) < 15:
         raise NotMeasured("pg_backup_start is there since PostgreSQL 15")
     command = [str(word) for word in [server.postgres.bin / "psql", *server.at, "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", "postgres"]]

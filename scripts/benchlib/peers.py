@@ -16,6 +16,8 @@ from .system import MAIN, Forked, System
 class Copies(System):
     """Every fork is a copy of the directory: of its pages, or on xfs of references to them."""
 
+    checkpoints = True
+
     def __init__(self, name: str, disk: WorkDisk | LoopDisk, reflink: str = "never", **more: Any):
         super().__init__(name, disk, **more)
         self.reflink, self.shares = reflink, reflink != "never"
@@ -45,9 +47,11 @@ class Copies(System):
 
     def fork_running(self, parent: str, child: str, checkpoint: bool) -> Forked:
         """The directory of a running server is not copied in one instant; PostgreSQL's own backup makes up for it."""
+        if not checkpoint:
+            raise NotMeasured("a copy of a running cluster begins with a checkpoint")
         self.room(1)
         self.servers[child] = server = self.plain(self.home / child)
-        took = backup(self.servers[parent], self.home / parent, self.home / child, self.copy, checkpoint)
+        took = backup(self.servers[parent], self.home / parent, self.home / child, self.copy)
         return Forked(server, took)
 
     def first_query_ms(self, child: str, query: str) -> float:

@@ -52,8 +52,8 @@ def machine(result: dict[str, Any]) -> list[str]:
     commit = (facts["commit"] or "unknown")[:12] + (" with changes" if facts["changed_since_commit"] else "")
     journal = {True: ", with a journal", False: ", without a journal", None: ""}[facts["work_journal"]]
     order = "one system after the other" if options["one_at_a_time"] else "all systems in turn in every round"
-    lines = [
-        f"A cluster of {result['size_bytes'] / 1e9:.2f} GB (pgbench scale {options['scale']}), {options['rounds']} rounds, runs of {options['seconds']:g} s, {order}; {facts['date']}.",
+    return [
+        f"A cluster of {result['size_bytes'] / 1e9:.2f} GB (pgbench scale {options['scale']}), {options['rounds']} round{'s' if options['rounds'] > 1 else ''}, runs of {options['seconds']:g} s, {order}; {facts['date']}.",
         f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB, Linux {facts['kernel']}, disk {facts['disk_model'] or 'unknown'}, work directory on {facts['work_file_system']} ({facts['work_mount_options']}){journal}.",
         f"PostgreSQL {result['postgres']}, {result['pgcowfs'] or 'no pgcowfs'}, commit {commit}; load of the machine {facts['load_at_start']:.1f} at the start, {facts.get('load_at_end', math.nan):.1f} at the end.",
         "Settings: " + ", ".join(line.replace(" = ", "=") for line in result["settings"]) + ".",
@@ -61,7 +61,6 @@ def machine(result: dict[str, Any]) -> list[str]:
         "Figures are medians, in brackets the least and the greatest. A ratio is that of the same round, and above 1 always means better.",
         "",
     ]
-    return [line for line in lines if line is not None]
 
 
 def targets(result: dict[str, Any], samples: Samples) -> list[str]:

@@ -142,8 +142,8 @@ class PlainServer(Server):
         super().__init__(postgres)
         self.data, self.run_dir, self.port, self.full_page_writes = data, run_dir, port, full_page_writes
 
-    def start(self, as_shipped: bool = False) -> None:
-        options = f"-c listen_addresses= -p {self.port} -k '{self.run_dir}'"
+    def start(self, as_shipped: bool = False, more_options: str = "") -> None:
+        options = f"-c listen_addresses= -p {self.port} -k '{self.run_dir}' {more_options}"
         if not self.full_page_writes:
             options += " -c full_page_writes=off"
         elif not as_shipped:
@@ -163,13 +163,14 @@ class PlainServer(Server):
 
 
 def make_template(postgres: Postgres, data: Path, run_dir: Path, scale: int) -> int:
-    """The cluster that every system gets a copy of, stopped; its size in bytes."""
+    """The cluster that every system gets a copy of, stopped; the size of its database in bytes."""
     postgres.owned("initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync")
     with open(data / "postgresql.conf", "a", encoding="utf-8") as conf:
         conf.write(SETTINGS)
     server = PlainServer(postgres, data, run_dir, 5969)
     try:
-        server.start()
+        # Little WAL: what is kept of it would be copied with every cluster.
+        server.start(more_options="-c max_wal_size=256MB")
         server.pgbench("-i", "-q", "-s", scale)
         server.psql("CHECKPOINT")
         return int(server.psql("SELECT pg_database_size('postgres')"))

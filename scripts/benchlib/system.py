@@ -34,6 +34,8 @@ class System:
     shares = True
     # Why a cluster that runs cannot be forked, if it cannot.
     only_stopped = ""
+    # A fork of a running cluster begins with a checkpoint in any case.
+    checkpoints = False
 
     def __init__(self, name: str, disk: WorkDisk | LoopDisk, full_page_writes: bool = True):
         self.name, self.disk, self.full_page_writes = name, disk, full_page_writes
@@ -95,7 +97,7 @@ class System:
             server.start()
             server.psql("CHECKPOINT")
             begin = time.monotonic()
-            forked = self.fork_running(parent, child, checkpoint=False)
+            forked = self.fork_running(parent, child, checkpoint=self.checkpoints)
             try:
                 forked.server.start(as_shipped=True)
                 forked.server.psql(query)

@@ -196,7 +196,10 @@ def fork_under_load(run: Run) -> None:
                             run.missing |= {f"fork_ms_{mode}": str(reason), f"p99_times_{mode}": str(reason)}
                             break
                         end = time.time()
-                        made.append(child)
+                        if system.shares:
+                            made.append(child)
+                        else:  # there is no room for many copies
+                            system.remove(child)
                         forks.append(fork)
                         spans[mode].append((max(begin, end - fork.fork_ms / 1000), end))
                     if forks:
