@@ -16,7 +16,8 @@ def facts(work: Path, top: Path) -> dict[str, Any]:
     source, kind, options = run(["findmnt", "-no", "SOURCE,FSTYPE,OPTIONS", "-T", work]).split(None, 2)
     disk = Path(source).name
     journal = any(path.name.split("-")[0] == disk for path in Path("/proc/fs/jbd2").glob("*")) if Path("/proc/fs/jbd2").is_dir() else False
-    git = ["git", "-C", top]
+    # The checkout may be another user's than root.
+    git = ["git", "-c", "safe.directory=*", "-C", top]
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": run([*git, "rev-parse", "HEAD"], check=False).strip() or None,

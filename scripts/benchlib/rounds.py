@@ -45,8 +45,12 @@ class Record:
             self.write()
 
     def failure(self, system: str, work: str | None, error: Exception) -> None:
+        """What went wrong first; that its server could not be stopped afterwards follows from it."""
         self.failed = True
-        self.missing(system, work, None, f"failed: {error}")
+        first: BaseException = error
+        while isinstance(first.__context__, BenchError):
+            first = first.__context__
+        self.missing(system, work, None, f"failed: {first}")
 
     def differences(self) -> dict[str, dict[str, list[str | None]]]:
         """Settings in which servers differ from those of the reference, other than they must."""

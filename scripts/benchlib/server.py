@@ -108,10 +108,12 @@ class Server:
     def tps(self, clients: int, seconds: float, *script: Any) -> tuple[float, int]:
         """Transactions per second, and how many there were."""
         words = ["-n", "-c", clients, "-j", min(clients, os.cpu_count() or 1), "-T", max(1, round(seconds)), *script]
-        lines = self.pgbench(*words).splitlines()
-        rate = next(float(line.split()[2]) for line in lines if line.startswith("tps ="))
-        count = next(int(line.split(":")[1].split("/")[0]) for line in lines if line.startswith("number of transactions actually processed"))
-        return rate, count
+        output = self.pgbench(*words)
+        rates = [float(line.split()[2]) for line in output.splitlines() if line.startswith("tps =")]
+        counts = [int(line.split(":")[1].split("/")[0]) for line in output.splitlines() if line.startswith("number of transactions actually processed")]
+        if not rates or not counts:
+            raise BenchError(f"pgbench ended no transaction in {seconds:g} s: the machine or the system stood still; take more --seconds")
+        return rates[0], counts[0]
 
     def settings(self) -> dict[str, str]:
         rows = self.psql("SELECT name || '=' || setting FROM pg_settings").splitlines()
