@@ -76,14 +76,6 @@ def read_in(directory: Path) -> None:
                 pass
 
 
-def wait_until(what: str, true: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise BenchError(f"{what}: not so within {seconds:.0f} s")
-        time.sleep(0.02)
-
-
 # ------------------------------------------------------------------------------------------------ file systems
 
 

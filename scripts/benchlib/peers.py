@@ -9,7 +9,7 @@ from typing import Any
 from .backup import backup
 from .disk import LoopDisk, WorkDisk
 from .host import NotMeasured, disk_bytes, free_bytes, is_root, mounted, run
-from .server import PlainServer, Server
+from .server import Server
 from .system import MAIN, Forked, System
 
 

@@ -90,12 +90,14 @@ def reason(result: dict[str, Any], target: Target) -> str:
     """Why there is no figure for a target."""
     for entry in result["not_measured"]:
         if entry["system"] in (target.system, target.against) and entry["work"] in (None, target.work) and entry["key"] in (None, target.key):
-            return f"{entry['system']}: {first_line(entry['reason'])}"
+            return f"{entry['system']}: {one_line(entry['reason'])}"
     return "not asked for"
 
 
-def first_line(text: str) -> str:
-    return text.splitlines()[0].replace("|", "/")
+def one_line(text: str) -> str:
+    """A reason as a cell of a table; all of it is in the JSON."""
+    line = "; ".join(text.splitlines()).replace("|", "/")
+    return line if len(line) <= 300 else line[:300] + " ..."
 
 
 def work_table(result: dict[str, Any], samples: Samples, work: Work) -> list[str]:
@@ -149,7 +151,7 @@ def settings(result: dict[str, Any]) -> list[str]:
 
 
 def not_measured(result: dict[str, Any]) -> list[str]:
-    rows = [[entry["system"], entry["work"] or "everything", entry["key"] or "", first_line(entry["reason"])] for entry in result["not_measured"]]
+    rows = [[entry["system"], entry["work"] or "everything", entry["key"] or "", one_line(entry["reason"])] for entry in result["not_measured"]]
     return ["## Not measured", "", *(table(["system", "work", "figure", "reason"], rows) if rows else ["Nothing is missing.", ""])]
 
 

@@ -48,7 +48,7 @@ class Record:
         """What went wrong first; that its server could not be stopped afterwards follows from it."""
         self.failed = True
         first: BaseException = error
-        while isinstance(first.__context__, BenchError):
+        while isinstance(first.__context__, (BenchError, OSError)):
             first = first.__context__
         self.missing(system, work, None, f"failed: {first}")
 
@@ -98,7 +98,7 @@ def made_ready(system: System, setting: Setting, opened: contextlib.ExitStack, r
     except NotMeasured as reason:
         record.missing(system.name, None, None, str(reason))
         return False
-    except BenchError as error:
+    except (BenchError, OSError) as error:
         record.failure(system.name, None, error)
         return False
     record.about["systems"][system.name] = system.facts()
@@ -112,7 +112,7 @@ def one(plan: Plan, setting: Setting, record: Record, system: System, work: Work
     except NotMeasured as reason:
         record.missing(system.name, work.name, None, str(reason))
         return
-    except BenchError as error:
+    except (BenchError, OSError) as error:
         record.failure(system.name, work.name, error)
         with contextlib.suppress(BenchError):  # what could not be stopped shows again when the system is closed
             system.clear()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from .disk import LoopDisk, Setting, WorkDisk
-from .host import NotMeasured, disk_bytes
+from .host import disk_bytes
 from .server import PlainServer, Server
 
 MAIN = "main"
