@@ -107,22 +107,32 @@ def ratios(samples: Samples, names: list[str]) -> Any:
     return figure
 
 
+def bound_of(key: str) -> float:
+    return next(target.bound for target in TARGETS if target.key == key)
+
+
 def forks(samples: Samples, names: list[str]) -> Any:
     modes = {"after a checkpoint": "checkpoint", "without one": "never"}
     panels = [
-        ("The fork itself, under TPC-B, ms", {(name, mode): samples.spread(name, "fork", f"fork_ms_{key}") for name in names for mode, key in modes.items()}, list(modes)),
-        ("p99 of the load around it / normally", {(name, mode): samples.spread(name, "fork", f"p99_times_{key}") for name in names for mode, key in modes.items()}, list(modes)),
-        ("Fork, start, first answer, ms", {(name, "idle parent"): samples.spread(name, "first-query", "ms") for name in names}, ["idle parent"]),
+        ("The fork itself, under TPC-B, ms", {(name, mode): samples.spread(name, "fork", f"fork_ms_{key}") for name in names for mode, key in modes.items()}, list(modes), True, bound_of("fork_ms_never")),
+        ("p99 of the load around it / normally", {(name, mode): samples.spread(name, "fork", f"p99_times_{key}") for name in names for mode, key in modes.items()}, list(modes), False, bound_of("p99_times_never")),
+        ("Fork, start, first answer, ms", {(name, "idle parent"): samples.spread(name, "first-query", "ms") for name in names}, ["idle parent"], False, None),
     ]
     panels = [panel for panel in panels if any(panel[1].values())]
     if not panels:
         return None
     figure, grid = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.2), layout="constrained", squeeze=False)
-    for (heading, of, groups), axes in zip(panels, grid[0]):
+    for (heading, of, groups, logarithmic, bound), axes in zip(panels, grid[0]):
         bars(axes, names, groups, of)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_title(heading, fontsize=10, loc="left")
+        if bound is not None:
+            axes.axhline(bound, color="black", linewidth=1, linestyle="--")
+            axes.annotate("target of pgcowfs", (0.99, bound), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom")
+        # A copy takes thousands of times as long as a snapshot.
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.set_ylim(bottom=1)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     legend(figure, names)
     return figure
 
