@@ -48,7 +48,7 @@ class ForkServer(Server):
 
     def stop(self) -> None:
         if self.running:
-            self.store.run("stop", self.name)
+            self.store.run("stop", self.name, "--mode", "fast", "--timeout", "600")
             self.running = False
 
     def pid(self) -> int:
