@@ -141,6 +141,19 @@ mod found {
         }
     }
 
+    /// A fork that was put back to a snapshot can still be put back to what it was
+    /// made from.
+    #[test]
+    fn a_reset_to_a_snapshot_keeps_the_origin() {
+        run(&[
+            Op::Fork { parent: 0 },
+            write(0, 0, B),
+            Op::Snapshot { fork: 0, label: 2 },
+            Op::Reset { fork: 0, label: 2 },
+            Op::ResetToOrigin { fork: 0 },
+        ]);
+    }
+
     /// A delta file whose name could not be made durable is not taken for one
     /// that has a durable name at the second try.
     #[test]

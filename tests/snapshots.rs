@@ -113,6 +113,33 @@ fn a_reset_fork_keeps_its_name_and_what_belongs_to_it() {
     store.close().unwrap();
 }
 
+/// What a fork was made from stays the same when it is put back to a snapshot; one that was made from nothing is not
+/// made from its snapshot then.
+#[test]
+fn a_reset_to_a_snapshot_is_no_new_origin() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let f = file(&main, "base/5/16384");
+    write(&main, f, 1);
+    let child = fork(&store, "main", "child");
+    write(&child, f, 2);
+    for name in ["main", "child"] {
+        store.snapshot(name, "one").unwrap();
+        store.reset(name, &ResetTo::Snapshot("one".into()), &mut |_| Ok(())).unwrap();
+    }
+    assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(2));
+    store.close().unwrap();
+    let store = parts.open();
+    collect(&store);
+    store.reset("child", &ResetTo::Origin, &mut |_| Ok(())).unwrap();
+    assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(1));
+    let to = store.reset("main", &ResetTo::Origin, &mut |_| Ok(()));
+    assert!(matches!(to, Err(Error::NoOrigin(_))));
+    check(&store);
+    store.close().unwrap();
+}
+
 #[test]
 fn what_cannot_be_is_refused_and_changes_nothing() {
     let parts = Parts3::new();

@@ -448,10 +448,9 @@ impl Store {
             // It may have been merged since the child began on it.
             None => self.layer_parent(record.head).unwrap_or(child.origin),
         };
-        let made = SnapshotRecord { layer: origin, created: record.created };
+        let mut made = Some(SnapshotRecord { layer: origin, created: record.created });
         let mut extra = Batch::default();
         extra.put(record.encode());
-        extra.put(made.encode(record.id, ""));
         let mut kept = Vec::new();
         let mut quota = fork.quota();
         if let Some(id) = replaced {
@@ -463,6 +462,10 @@ impl Store {
             extra.delete(ForkRecord::key(id));
             extra.delete(QuotaRecord::key(id));
             kept = self.core.snapshots(id);
+            if frozen.is_none() {
+                // One that is put back to a snapshot was still made from the same.
+                made = self.core.snapshot(id, "");
+            }
             for (label, snapshot) in &kept {
                 extra.delete(SnapshotRecord::key(id, label));
                 if !label.is_empty() {
@@ -470,11 +473,16 @@ impl Store {
                 }
             }
         }
+        if let Some(made) = &made {
+            extra.put(made.encode(record.id, ""));
+        }
         if let Some(bytes) = quota {
             extra.put(QuotaRecord::encode(record.id, bytes));
         }
         let enter = || {
-            self.core.keep(record.id, "", made.clone());
+            if let Some(made) = &made {
+                self.core.keep(record.id, "", made.clone());
+            }
             for (label, snapshot) in kept.iter().filter(|(label, _)| !label.is_empty()) {
                 self.core.keep(record.id, label, snapshot.clone());
             }
