@@ -1,61 +1,19 @@
 //! What a start reads, and what the first requests read: in lookups and records of the block map, which do not depend on
 //! how fast or busy the machine is. `scripts/restart` has the time.
 
+#[path = "common/counting.rs"]
+mod counting;
 #[path = "common/mem.rs"]
 mod mem;
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
+use counting::Counting;
 use mem::{B, Parts3, cluster, file, fork, page, read};
-use pgcowfs::map::mem::MemMap;
 use pgcowfs::map::schema::{BlockRecord, ForkRecord, SLOTS_PER_RECORD, Slot, SlotsRecord, tag};
-use pgcowfs::map::{Batch, Map, Visit, prefix_end};
-use pgcowfs::{Error, Options, Store};
-
-/// A map that counts how often it is asked, and the records that it shows.
-#[derive(Clone)]
-struct Counting {
-    map: MemMap,
-    lookups: Arc<AtomicU64>,
-    records: Arc<AtomicU64>,
-}
-
-impl Counting {
-    fn of(parts: &Parts3) -> Counting {
-        Counting { map: parts.map.clone(), lookups: Arc::default(), records: Arc::default() }
-    }
-
-    /// Lookups and records since the last call.
-    fn taken(&self) -> (u64, u64) {
-        (self.lookups.swap(0, SeqCst), self.records.swap(0, SeqCst))
-    }
-}
-
-impl Map for Counting {
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        self.lookups.fetch_add(1, SeqCst);
-        self.records.fetch_add(1, SeqCst);
-        self.map.get(key)
-    }
-    fn scan(&self, start: &[u8], end: &[u8], visit: &mut Visit<'_>) -> Result<(), Error> {
-        self.lookups.fetch_add(1, SeqCst);
-        self.map.scan(start, end, &mut |k, v| {
-            self.records.fetch_add(1, SeqCst);
-            visit(k, v)
-        })
-    }
-    fn commit(&self, batch: &Batch) -> Result<(), Error> {
-        self.map.commit(batch)
-    }
-    fn close(&self) -> Result<(), Error> {
-        self.map.close()
-    }
-    fn verify(&self, alive: &mut dyn FnMut() -> bool) -> Result<Vec<String>, Error> {
-        self.map.verify(alive)
-    }
-}
+use pgcowfs::map::{Batch, Map, prefix_end};
+use pgcowfs::{Options, Store};
 
 /// Opens a store that merges nothing, and counts.
 fn open(parts: &Parts3) -> (Arc<Store>, Counting) {
@@ -154,7 +112,7 @@ fn a_terabyte_opens_lazily() {
     let file = main.resolve(&path(500)).unwrap().file;
     assert_eq!(read(&main, file, 2000 * B, B), page(3));
     let (lookups, records) = map.taken();
-    // Two layers, pages and cleared ranges of each, and whether the base file is sealed.
+    // Two layers, pages and cleared ranges of each, whether the lower one has the file, and whether the base file is sealed.
     assert!(lookups <= 6 && records <= CHANGED + 2, "a page: {lookups} lookups, {records} records");
     assert_eq!(read(&main, file, 3001 * B, B), page(0));
     assert_eq!(read(&main, file, 4000 * B, B), page(5));

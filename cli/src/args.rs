@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::KeepFree;
+use crate::config::{KeepFree, MapMemory};
 use crate::daemon::ports::PortRange;
 use crate::error::Kind;
 
@@ -403,6 +403,7 @@ pub struct Rm {
 Examples:
   pgcowfs mount
   pgcowfs mount --mountpoint /srv/forks         remembered by the store
+  pgcowfs mount --map-memory 512MB              likewise
   pgcowfs mount --foreground                    for a service manager: SIGTERM stops servers, unmounts, ends
 
 The daemon's log is STORE/daemon.log (stderr with --foreground); PGCOWFS_LOG=debug makes it chatty.")]
@@ -413,6 +414,10 @@ pub struct Mount {
     /// Where the forks appear, from now on [default: STORE/mnt]
     #[arg(long, value_name = "DIR")]
     pub mountpoint: Option<PathBuf>,
+    /// The most memory for page tables, from now on: idle ones are dropped, and loaded again when they are used
+    /// [default: a sixteenth of the machine's]
+    #[arg(long, value_name = "SIZE")]
+    pub map_memory: Option<MapMemory>,
     /// Internal: be the daemon, and tell on stdout when ready.
     #[arg(long, hide = true, conflicts_with = "foreground")]
     pub daemon: bool,

@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 
-use crate::config::{StorePaths, open_own};
+use crate::config::{MountChanges, StorePaths, open_own};
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::server::log_tail;
 use crate::protocol::{self, ForkRow, Hello, PROTOCOL, Reply, Request};
@@ -28,11 +28,11 @@ pub struct Client {
 impl Client {
     /// Connects, starting the daemon where there is none.
     pub fn open(paths: &StorePaths) -> Result<Client> {
-        Client::open_at(paths, None)
+        Client::open_with(paths, &MountChanges::default())
     }
 
-    /// The same; a daemon that is started gets that mount point.
-    pub fn open_at(paths: &StorePaths, mountpoint: Option<&Path>) -> Result<Client> {
+    /// The same; a daemon that is started gets these settings.
+    pub fn open_with(paths: &StorePaths, changes: &MountChanges) -> Result<Client> {
         paths.check()?;
         let client = match Client::connect(paths)? {
             Some(client) => client,
@@ -43,7 +43,7 @@ impl Client {
                 match Client::connect(paths)? {
                     Some(client) => client,
                     None => {
-                        start(paths, mountpoint)?;
+                        start(paths, changes)?;
                         let client = Client::connect(paths)?;
                         let mut client = client.ok_or_else(|| ended_at_once(paths))?;
                         client.started = true;
@@ -175,15 +175,18 @@ fn start_turn(paths: &StorePaths) -> Result<Flock<File>> {
 }
 
 /// Starts a daemon in the background and waits until it serves, or says why not.
-fn start(paths: &StorePaths, mountpoint: Option<&Path>) -> Result<()> {
+fn start(paths: &StorePaths, changes: &MountChanges) -> Result<()> {
     let path = paths.daemon_log();
     let log = open_own(File::options().create(true).append(true), &path).at("open", &path)?;
     let log_begin = log.metadata().at("look at", &path)?.len();
     // Itself, also if the file has been replaced meanwhile.
     let mut command = Command::new("/proc/self/exe");
     command.arg("--store").arg(&paths.dir).arg("mount").arg("--daemon");
-    if let Some(mountpoint) = mountpoint {
+    if let Some(mountpoint) = &changes.mountpoint {
         command.arg("--mountpoint").arg(mountpoint);
+    }
+    if let Some(memory) = changes.map_memory {
+        command.arg("--map-memory").arg(String::from(memory));
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     let mut child = command.spawn().context(|| "cannot start the daemon")?;

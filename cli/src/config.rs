@@ -172,6 +172,58 @@ pub struct StoreConfig {
     /// What forks leave free of the store's disk; null: 64 MiB.
     #[serde(default)]
     pub keep_free: Option<KeepFree>,
+    /// The most memory for page tables; null: a sixteenth of the machine's.
+    #[serde(default)]
+    pub map_memory: Option<MapMemory>,
+}
+
+/// What `mount` changes in the settings, for good.
+#[derive(Clone, Debug, Default)]
+pub struct MountChanges {
+    /// [`StoreConfig::mountpoint`]
+    pub mountpoint: Option<PathBuf>,
+    /// [`StoreConfig::map_memory`]
+    pub map_memory: Option<MapMemory>,
+}
+
+/// How much memory page tables may take, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MapMemory(pub u64);
+
+/// The least that page tables may take where nothing else is said.
+const MAP_MEMORY_MIN: u64 = 64 << 20;
+/// The part of the machine's memory that they may take then.
+const MAP_MEMORY_SHARE: u64 = 16;
+
+impl MapMemory {
+    /// What a store without a setting has.
+    pub fn of_machine() -> MapMemory {
+        use nix::unistd::{SysconfVar, sysconf};
+        let number = |what| sysconf(what).ok().flatten().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+        let memory = number(SysconfVar::_PHYS_PAGES).saturating_mul(number(SysconfVar::PAGE_SIZE));
+        MapMemory((memory / MAP_MEMORY_SHARE).max(MAP_MEMORY_MIN))
+    }
+}
+
+impl FromStr for MapMemory {
+    type Err = String;
+    fn from_str(text: &str) -> Result<MapMemory, String> {
+        crate::args::size(text).map(MapMemory)
+    }
+}
+
+impl TryFrom<String> for MapMemory {
+    type Error = String;
+    fn try_from(text: String) -> Result<MapMemory, String> {
+        text.parse()
+    }
+}
+
+impl From<MapMemory> for String {
+    fn from(memory: MapMemory) -> String {
+        format!("{}B", memory.0)
+    }
 }
 
 /// How much of a disk stays free.
@@ -321,6 +373,7 @@ mod tests {
             port_range: "7000-7001".parse().unwrap(),
             run_as: None,
             keep_free: Some(KeepFree::Percent(7)),
+            map_memory: Some(MapMemory(3 << 20)),
         };
         config.save(&paths).unwrap();
         assert_eq!(StoreConfig::load(&paths).unwrap(), config);

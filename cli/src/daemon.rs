@@ -29,7 +29,7 @@ use pgcowfs::{Options, Store};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use self::clients::Places;
-use crate::config::{StoreConfig, StorePaths, open_own, own_dir, passage_mode};
+use crate::config::{MapMemory, MountChanges, StoreConfig, StorePaths, open_own, own_dir, passage_mode};
 use crate::error::{Context, Error, Kind, Result};
 use crate::meta::ForkMeta;
 use crate::postgres::server::{State, StopHow, stop};
@@ -74,15 +74,15 @@ pub enum Ground {
     Back,
 }
 
-/// Runs a daemon until it ends. `mountpoint` replaces the store's, for good.
-pub fn run(paths: &StorePaths, mountpoint: Option<PathBuf>, ground: Ground) -> Result<()> {
+/// Runs a daemon until it ends.
+pub fn run(paths: &StorePaths, changes: MountChanges, ground: Ground) -> Result<()> {
     // A panic is a defect. One thread less would leave a mount that hangs when
     // the last is gone; an end leaves one that the next command mends.
     std::panic::set_hook(Box::new(|panic| {
         log::error!("{panic}");
         std::process::abort();
     }));
-    let result = begin(paths, mountpoint, ground);
+    let result = begin(paths, changes, ground);
     let (daemon, events, _lock) = match result {
         Ok(daemon) => daemon,
         Err(error) => {
@@ -117,7 +117,7 @@ fn tell_client(reply: &Reply) {
 
 type Begun = (Arc<Daemon>, Receiver<Event>, Flock<File>);
 
-fn begin(paths: &StorePaths, mountpoint: Option<PathBuf>, ground: Ground) -> Result<Begun> {
+fn begin(paths: &StorePaths, changes: MountChanges, ground: Ground) -> Result<Begun> {
     if ground == Ground::Back {
         // Away from the client's terminal and its signals. It fails only for
         // a process that leads a group already, which is then as far away.
@@ -133,9 +133,9 @@ fn begin(paths: &StorePaths, mountpoint: Option<PathBuf>, ground: Ground) -> Res
     paths.check()?;
     let lock = lock(paths)?;
     let mut config = StoreConfig::load(paths)?;
-    if mountpoint.is_some() {
-        config.mountpoint = mountpoint;
-    }
+    let MountChanges { mountpoint, map_memory } = changes;
+    config.mountpoint = mountpoint.or(config.mountpoint);
+    config.map_memory = map_memory.or(config.map_memory);
     let mountpoint = config.mountpoint(paths);
     mounts::check_fuse()?;
     let store = open_store(paths, &config)?;
@@ -235,7 +235,8 @@ fn lock(paths: &StorePaths) -> Result<Flock<File>> {
 
 fn open_store(paths: &StorePaths, config: &StoreConfig) -> Result<Arc<Store>> {
     let keep_free_bytes = config.keep_free.map_or(Ok(0), |keep| keep.bytes(&paths.dir))?;
-    let options = Options { keep_free_bytes, ..Options::default() };
+    let map_memory = config.map_memory.unwrap_or_else(MapMemory::of_machine);
+    let options = Options { keep_free_bytes, map_memory_bytes: map_memory.0, ..Options::default() };
     let deadline = Instant::now() + LAST_BREATH;
     loop {
         match Store::open(&paths.dir, options.clone()) {

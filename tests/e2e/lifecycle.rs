@@ -217,6 +217,26 @@ fn unmount_and_mount() {
     );
 }
 
+/// The limit for page tables is kept with the store; it cannot be changed while a daemon serves.
+#[test]
+fn a_limit_for_page_tables() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let store = Store::bare(None);
+    store.ok(["init"]);
+    store.ok(["mount", "--map-memory", "48MB"]);
+    let refused = store.run(["mount", "--map-memory", "64MB"]);
+    assert!(!refused.ok() && refused.report().contains("pgcowfs umount"), "{}", refused.report());
+    store.ok(["mount"]);
+    store.ok(["umount"]);
+    let settings = || std::fs::read_to_string(store.dir().join("config.json")).expect("read the settings");
+    assert!(settings().contains("\"map_memory\": \"50331648B\""), "{}", settings());
+    store.ok(["mount", "--mountpoint", store.scratch().join("elsewhere").to_str().expect("UTF-8")]);
+    store.ok(["umount"]);
+    assert!(settings().contains("50331648B"), "{}", settings());
+}
+
 /// `mount --foreground` serves until it is told to stop.
 #[test]
 fn mount_in_the_foreground() {

@@ -59,7 +59,8 @@ fn op(input: &mut Bytes<'_>) -> Op {
         22 => Op::Restart,
         24 => match kind {
             0..128 => Op::Collect,
-            _ => Op::Sort,
+            128..192 => Op::Sort,
+            _ => Op::DropTables,
         },
         25 => Op::Snapshot { fork, label: name % 3 },
         26 => Op::ForkSnapshot { fork, label: name % 3 },

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::target::{Bytes, Target};
-use crate::config::{KeepFree, StoreConfig};
+use crate::config::{KeepFree, MapMemory, StoreConfig};
 use crate::daemon::clients::read_request;
 use crate::daemon::ports::PortRange;
 use crate::meta::{ForkMeta, Origin, Secret};
@@ -265,6 +265,7 @@ fn settings_seeds() -> Vec<Vec<u8>> {
         port_range: "6000-6999".parse().expect("a range"),
         run_as: Some("postgres".into()),
         keep_free: Some(KeepFree::Percent(7)),
+        map_memory: Some(MapMemory(1 << 30)),
     };
     let create: Value = serde_json::from_slice(&requests().swap_remove(4)).expect("a request");
     let texts = [survives(&config), create["meta"].to_string(), "10%".into(), "64MB".into(), "1-2".into()];

@@ -18,6 +18,8 @@ pub enum Op {
     Collect,
     /// Write scattered pages together.
     Sort,
+    /// Drop all page tables from memory that can be.
+    DropTables,
     Snapshot {
         fork: u8,
         label: u8,

@@ -25,6 +25,7 @@ pub fn living_op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Seal),
         2 => Just(Op::Collect),
         2 => Just(Op::Sort),
+        4 => Just(Op::DropTables),
         4 => snapshot_op(),
         1 => Just(Op::Restart),
     ]

@@ -121,6 +121,8 @@ impl Rig {
             scattered_max: 2,
             merge_step_records: 2,
             sort_pages_min: 2,
+            // Whenever a page table is loaded, others are dropped.
+            map_memory_bytes: 0,
             // Each free page makes a hole.
             punch_min_bytes: B,
             ..Options::default()
@@ -182,6 +184,9 @@ impl World {
             }
             Op::Sort => {
                 self.store.sort_all()?;
+            }
+            Op::DropTables => {
+                self.store.drop_page_tables();
             }
             Op::Restart => return self.restart(),
             Op::Kill => self.recover(self.rig.crash(512, &mut || true)),

@@ -38,6 +38,7 @@ pub fn run(context: &Context, args: &Init) -> Result<()> {
             port_range: args.port_range,
             run_as: args.run_as.clone(),
             keep_free: args.keep_free,
+            map_memory: None,
         };
         // Last: it says that the store is complete.
         config.save(paths)?;

@@ -229,9 +229,15 @@ impl<'a> Locator<'a> {
         let files = no_host_files();
         let mut state = State::default();
         for &layer in self.chain(fork)?.iter().rev() {
-            if let Err(e) =
-                load::layer(&mut state, layer, &Origin::new(layer), self.stored.map, &files, &self.roots)
-            {
+            if let Err(e) = load::layer(
+                &mut state,
+                layer,
+                &Origin::new(layer),
+                false,
+                self.stored.map,
+                &files,
+                &self.roots,
+            ) {
                 return Some(Err(e));
             }
         }

@@ -53,7 +53,7 @@ pub fn check(view: &View, reached: &Reached, report: &mut Report) {
         let mut found = Vec::new();
         hides_something(view, id, &below, &mut found);
         let mut state = below;
-        if let Err(e) = load::layer(&mut state, id, &Origin::new(id), view, &files, &bases) {
+        if let Err(e) = load::layer(&mut state, id, &Origin::new(id), false, view, &files, &bases) {
             found.push(format!("layer {id}: {e}"));
             whole = false;
         }
@@ -106,7 +106,7 @@ pub fn logical_bytes(view: &View) -> BTreeMap<LayerId, u64> {
             parent => states.get(&parent).cloned(),
         };
         let Some(mut state) = below else { continue };
-        if load::layer(&mut state, record.id, &Origin::new(record.id), view, &files, &bases).is_ok() {
+        if load::layer(&mut state, record.id, &Origin::new(record.id), false, view, &files, &bases).is_ok() {
             bytes.insert(record.id, state.logical_bytes);
             states.insert(record.id, state);
         }

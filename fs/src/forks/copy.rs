@@ -118,10 +118,7 @@ impl Fork {
         let end = blocks_for(inode.size);
         let found = match &inode.body {
             Body::InPlace(extents, _) => extents.next(first, what == Seek::Data).filter(|&b| b < end),
-            Body::Pages(pages) => {
-                let empty = PageTable::default();
-                head.next_block(file, pages.loaded().unwrap_or(&empty), first, end, what == Seek::Data)
-            }
+            Body::Pages(pages) => head.next_block(file, pages.in_memory()?, first, end, what == Seek::Data),
             Body::Empty | Body::Link(_) => return Err(Error::Invalid("not a regular file")),
         };
         match (found, what) {

@@ -13,12 +13,13 @@ use crate::delta::grace::Grace;
 use crate::error::{Error, Result};
 use crate::ids::{FileId, ForkId, LayerId};
 use crate::inplace::HostFiles;
-use crate::layer::Origin;
 use crate::layer::pending::{HostChange, Unit};
+use crate::layer::{Origin, State};
 use crate::map::schema::{Counters, LayerRecord, Slot, SnapshotRecord};
 use crate::map::{Batch, Map};
 
 use super::Options;
+use super::tables::Tables;
 
 /// Identifiers are made durable in steps of this many, so that a new one is
 /// rarely a write.
@@ -44,6 +45,10 @@ pub struct Core {
     pub layers: Mutex<HashMap<LayerId, LayerInfo>>,
     /// The frozen layers that forks keep, by fork and label.
     pub kept: Mutex<BTreeMap<(ForkId, String), SnapshotRecord>>,
+    /// What frozen layers that several layers begin with show.
+    pub states: Mutex<HashMap<LayerId, State>>,
+    /// Which page tables may be dropped from memory.
+    pub tables: Tables,
     /// Held for reading by whoever relies on which layer has which record: a
     /// commit, a load, a scrub. Merging moves records while nobody does, and
     /// never waits for that in line ([`RwLock::try_write`]).

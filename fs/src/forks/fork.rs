@@ -199,11 +199,18 @@ impl Fork {
         self.core.delta(id)
     }
 
-    /// Loads the page table of a file that nobody has needed yet; without the
-    /// lock, since it reads the block map.
+    /// Loads the page table of a file; without the lock, since it reads the block
+    /// map.
     pub(super) fn warm(&self, cold: Arc<ColdFile>) -> Result<()> {
+        self.core.drop_idle_tables();
         let _still = self.core.moves.read();
-        cold.load(&*self.core.map).map(|_| ())
+        if cold.table.get().is_none() {
+            let table = self.core.load_table(&cold)?;
+            table.used.mark(self.core.tables.now());
+            // Somebody else may have been faster.
+            let _ = cold.table.set(table);
+        }
+        Ok(())
     }
 
     /// The state once the page table of `file` is in memory.
@@ -211,9 +218,12 @@ impl Fork {
         loop {
             let head = if change { self.head_mut()? } else { self.head()? };
             let cold = match &head.inode(file)?.body {
-                Body::Pages(pages) => match &pages.table {
-                    Table::Cold(cold) if cold.table.get().is_none() => Some(cold.clone()),
-                    _ => None,
+                Body::Pages(pages) => match (pages.loaded(), &pages.table) {
+                    (None, Table::Cold(cold)) => Some(cold.clone()),
+                    (loaded, _) => {
+                        loaded.inspect(|table| table.used.mark(self.core.tables.now()));
+                        None
+                    }
                 },
                 _ => None,
             };

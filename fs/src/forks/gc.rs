@@ -424,6 +424,8 @@ impl Store {
 
     /// One round of the writing thread.
     pub(super) fn write_back(background: &Arc<Background>, store: &Store) {
+        // Writes make page tables grow as well.
+        store.core.drop_idle_tables();
         for look in 0..WRITE_BACK_IDLE_LOOKS {
             if !background.rest(WRITE_BACK_INTERVAL) {
                 return;

@@ -106,7 +106,7 @@ impl Store {
                         let extents = Extents::over_base(class, head.layer, base.blocks());
                         Body::InPlace(Arc::new(extents), Some(base))
                     } else {
-                        let table = PageTable { tree: Default::default(), base_blocks: base.blocks() };
+                        let table = PageTable { base_blocks: base.blocks(), ..PageTable::default() };
                         Body::Pages(Pages { table: Table::Loaded(table), base: Some(base) })
                     }
                 }

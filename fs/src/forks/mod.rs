@@ -25,6 +25,7 @@ mod rest;
 mod sort;
 mod store;
 pub mod store_file;
+mod tables;
 mod write;
 
 pub use branch::{Edit, ForkReport, ResetTo, SnapshotInfo};
@@ -43,6 +44,9 @@ pub struct Options {
     pub dirty_limit_bytes: u64,
     /// Unflushed data of all forks together is kept below about this many.
     pub dirty_total_bytes: u64,
+    /// When the page tables of all forks take more memory than this, those that
+    /// have not been used for longest are dropped.
+    pub map_memory_bytes: u64,
     /// Bytes of the store's disk that forks leave free; less than
     /// [`crate::delta::account::RESERVE_BYTES`] counts as that much.
     pub keep_free_bytes: u64,
@@ -70,6 +74,7 @@ impl Default for Options {
         Options {
             dirty_limit_bytes: 16 << 20,
             dirty_total_bytes: 256 << 20,
+            map_memory_bytes: 1 << 30,
             keep_free_bytes: 0,
             seal_after: Duration::from_secs(10),
             scattered_max: 16,

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::ids::FileId;
 use crate::inplace::{Extents, Source};
 use crate::layer::tree::Entry;
-use crate::layer::{Body, PageTable, Pages, Place};
+use crate::layer::{Body, Pages, Place};
 use crate::map::schema::Slot;
 
 use super::fork::{Fork, Head};
@@ -190,8 +190,7 @@ impl Head {
     }
 
     fn page_pieces(&self, file: FileId, pages: &Pages, first: BlockNo, end: BlockNo) -> Result<Vec<Piece>> {
-        let empty = PageTable::default();
-        let table = pages.loaded().unwrap_or(&empty);
+        let table = pages.in_memory()?;
         let mut pieces: Vec<Piece> = Vec::new();
         for block in first..end {
             if !self.staged.is_empty()

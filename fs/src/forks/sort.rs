@@ -15,7 +15,7 @@ use crate::block::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, Page};
 use crate::error::Result;
 use crate::ids::{FileId, ForkId, LayerId};
 use crate::layer::tree::Entry;
-use crate::layer::{Body, PageTable, Place, load};
+use crate::layer::{Body, PageTable, Place};
 use crate::map::schema::{BlockRecord, Slot, Time};
 
 use super::fork::Fork;
@@ -83,7 +83,7 @@ impl Store {
                     // Only to be looked at: it is not kept.
                     None => {
                         let _still = self.core.moves.read();
-                        layout.add(&load::page_table(cold, &*self.core.map)?);
+                        layout.add(&self.core.load_table(cold)?);
                     }
                 },
             }

@@ -42,6 +42,7 @@ use super::fork::{Fork, Head};
 use super::merge::Pair;
 use super::phases::Phases;
 use super::sort::Cursor;
+use super::tables::Tables;
 
 /// What a store is made of; the tests put parts in memory in here.
 pub struct Parts {
@@ -69,8 +70,6 @@ pub struct Store {
     pub(super) reserved: Mutex<HashSet<String>>,
     /// One reset at a time.
     pub(super) resets: Mutex<()>,
-    /// States of frozen layers that several layers begin with.
-    states: Mutex<HashMap<LayerId, State>>,
     pub(super) background: Arc<Background>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(super) hook: RwLock<Option<Hook>>,
@@ -197,6 +196,8 @@ impl Store {
             deltas: RwLock::default(),
             layers: Mutex::default(),
             kept: Mutex::default(),
+            states: Mutex::default(),
+            tables: Tables::default(),
             moves: RwLock::default(),
             commits: AtomicU64::new(0),
             extents: Mutex::default(),
@@ -208,7 +209,6 @@ impl Store {
             names: RwLock::default(),
             reserved: Mutex::default(),
             resets: Mutex::default(),
-            states: Mutex::default(),
             background: Arc::default(),
             threads: Mutex::default(),
             hook: RwLock::default(),
@@ -386,6 +386,9 @@ impl Store {
 
     pub(super) fn add_known(&self, record: ForkRecord, fork: Option<Arc<Fork>>) {
         let (id, name) = (record.id, record.name.clone());
+        if let Some(fork) = &fork {
+            self.core.tables.enter(fork);
+        }
         let known = Arc::new(Known { record: Mutex::new(record), fork: Mutex::new(fork) });
         self.forks.write().insert(id, known);
         self.names.write().insert(name, id);
@@ -410,6 +413,7 @@ impl Store {
             return Ok(fork.clone());
         }
         let loaded = self.load(known.record.lock().clone())?;
+        self.core.tables.enter(&loaded);
         *fork = Some(loaded.clone());
         Ok(loaded)
     }
@@ -442,6 +446,7 @@ impl Store {
             &mut state,
             record.head,
             &info.origin,
+            false,
             &*core.map,
             &core.hosts,
             &roots,
@@ -475,7 +480,7 @@ impl Store {
             if at.0 == 0 {
                 break State::default();
             }
-            if let Some(state) = self.states.lock().get(&at) {
+            if let Some(state) = self.core.states.lock().get(&at) {
                 break state.clone();
             }
             let info = self.layer(at)?;
@@ -484,10 +489,10 @@ impl Store {
         };
         for (layer, origin, children) in chain.into_iter().rev() {
             let (map, hosts) = (&*self.core.map, &self.core.hosts);
-            let highest = load::layer(&mut state, layer, &origin, map, hosts, roots)?;
+            let highest = load::layer(&mut state, layer, &origin, true, map, hosts, roots)?;
             self.core.ids.seen_file(highest);
             if children > 1 {
-                self.states.lock().insert(layer, state.clone());
+                self.core.states.lock().insert(layer, state.clone());
             }
         }
         Ok(state)
@@ -495,14 +500,14 @@ impl Store {
 
     /// A merged layer's state is known by another number.
     pub(super) fn rename_state(&self, old: LayerId, new: LayerId) {
-        let mut states = self.states.lock();
+        let mut states = self.core.states.lock();
         if let Some(state) = states.remove(&old) {
             states.insert(new, state);
         }
     }
 
     pub(super) fn forget_state(&self, layer: LayerId) {
-        self.states.lock().remove(&layer);
+        self.core.states.lock().remove(&layer);
     }
 
     /// Finds what was written in place since the last commit before a crash,

@@ -94,7 +94,7 @@ impl Fork {
                 completed.push(whole);
             }
         }
-        let mut head = self.head_mut()?;
+        let mut head = self.head_with(file, true)?;
         match self.place(&mut head, file, &delta, &ready, Need::New) {
             Err(e) if e.is_full() => {
                 drop(head);
@@ -102,8 +102,8 @@ impl Fork {
                 if !self.reclaim()? && !room {
                     return Err(e);
                 }
-                // Meanwhile its table may have been frozen, never unloaded.
-                head = self.head_mut()?;
+                // Meanwhile its table may have been frozen, or dropped.
+                head = self.head_with(file, true)?;
                 self.place(&mut head, file, &delta, &ready, Need::New)?;
             }
             other => other?,
@@ -163,7 +163,8 @@ impl Fork {
                 Some(self.read_block(file, part.block)?)
             }
         };
-        let mut head = self.head_mut()?;
+        // Of a file with staged blocks the table stays in memory from here on.
+        let mut head = self.head_with(file, true)?;
         let staged = match (head.staged.remove(&key), old) {
             (Some(staged), _) => Some(staged),
             (None, Some(page)) => Some(Staged { page, arrived: Vec::new(), since: Instant::now() }),
@@ -323,9 +324,7 @@ impl Fork {
 
     pub(super) fn table<'a>(&self, head: &'a Head, file: FileId) -> Result<&'a PageTable> {
         match &head.inode(file)?.body {
-            Body::Pages(pages) => {
-                pages.loaded().ok_or_else(|| Error::Map("a page table is not loaded".into()))
-            }
+            Body::Pages(pages) => pages.in_memory(),
             _ => Err(Error::Invalid("not a paged file")),
         }
     }
@@ -568,7 +567,7 @@ impl Fork {
             return self.cut_in_place(file, size, tail);
         }
         let delta = self.delta();
-        let mut head = self.head_mut()?;
+        let mut head = self.head_with(file, true)?;
         if let Some(page) = tail {
             head.staged.remove(&(file, keep - 1));
             let last = [Ready::new(keep - 1, Arc::new(*page))];

@@ -18,7 +18,8 @@ use crate::map::schema::{
 use crate::map::{Map, prefix_end};
 
 /// Applies the records of `layer` to the state of the layer below it. `origin`
-/// is where they will be found later.
+/// is where they will be found later; a `settled` layer's files are shared by all
+/// who stand on it.
 ///
 /// `roots` are the directories in which files of the base may be. Returns the
 /// highest id of a file.
@@ -26,6 +27,7 @@ pub fn layer(
     state: &mut State,
     layer: LayerId,
     origin: &Arc<Origin>,
+    settled: bool,
     map: &dyn Map,
     files: &Arc<HostFiles>,
     roots: &[PathBuf],
@@ -80,17 +82,17 @@ pub fn layer(
                 Body::InPlace(extents, base.or(below_base))
             }
             Kind::File => {
-                let (below, below_base) = match was.as_deref().map(|i| &i.body) {
-                    Some(Body::Pages(Pages { table: Table::Cold(cold), base })) => {
-                        (Some(cold.clone()), base.clone())
-                    }
-                    _ => (None, None),
+                let below_base = match was.as_deref().map(|i| &i.body) {
+                    Some(Body::Pages(Pages { base, .. })) => base.clone(),
+                    _ => None,
                 };
                 let base = base.or(below_base);
                 let base_blocks = base.as_ref().map_or(0, |b| b.blocks());
-                let origin = origin.clone();
-                let cold = ColdFile { origin, file, below, base_blocks, table: Default::default() };
-                Body::Pages(Pages { table: Table::Cold(Arc::new(cold)), base })
+                let cold = match settled {
+                    true => origin.share(file, base_blocks, &|_| true),
+                    false => Arc::new(ColdFile::new(origin.clone(), file, base_blocks)),
+                };
+                Body::Pages(Pages { table: Table::Cold(cold), base })
             }
             Kind::Symlink => Body::Link(rec.target.clone().into()),
             _ => Body::Empty,
@@ -161,36 +163,36 @@ fn scan(map: &dyn Map, tag: u8, layer: LayerId, visit: &mut crate::map::Visit<'_
     map.scan(&start, &prefix_end(&start), visit)
 }
 
-/// Builds the page table of a file from its layers, oldest first.
-pub fn page_table(cold: &ColdFile, map: &dyn Map) -> Result<PageTable> {
+/// Builds the page table of a file from its layers, oldest first. `below` are the
+/// layers that the file's own one stands on, the nearest first.
+pub fn page_table(cold: &ColdFile, below: &[Arc<Origin>], map: &dyn Map) -> Result<PageTable> {
+    let file = cold.file;
+    let mut table = PageTable { base_blocks: cold.base_blocks, ..PageTable::default() };
     // Newest first; those that are merged with each other count as one.
-    let mut origins: Vec<Arc<Origin>> = Vec::new();
-    let mut table = PageTable { tree: Default::default(), base_blocks: cold.base_blocks };
-    let mut next = Some(cold);
-    while let Some(one) = next {
-        let origin = one.origin.root();
-        // A table of a layer that was merged with one above it since shows what
-        // the map has no more.
-        if origins.last().is_none_or(|above| !Arc::ptr_eq(above, &origin)) {
-            if let (false, Some(loaded)) = (origins.is_empty(), one.table.get()) {
-                table = loaded.clone();
+    let mut origins = vec![cold.origin.root()];
+    for origin in below {
+        if let Some(loaded) = origin.loaded(file) {
+            table = loaded;
+            break;
+        }
+        for layer in origin.layers() {
+            if map.get(&InodeRecord::key(layer, file))?.is_some() {
+                origins.push(origin.clone());
                 break;
             }
-            origins.push(origin);
         }
-        next = one.below.as_deref();
     }
     for layer in origins.iter().rev().flat_map(|origin| origin.layers()) {
-        let start = schema::file_prefix(tag::CLEARED, layer, cold.file);
+        let start = schema::file_prefix(tag::CLEARED, layer, file);
         map.scan(&start, &prefix_end(&start), &mut |k, v| {
             let (from, to) = ClearedRecord::decode(k, v)?;
             if table.hides(from, to) > HIDDEN_MAX {
-                return Err(Error::Damaged(format!("file {} hides more of its base than can be", cold.file)));
+                return Err(Error::Damaged(format!("file {file} hides more of its base than can be")));
             }
             table.clear(from, to, layer, &mut |_| {});
             Ok(true)
         })?;
-        let start = schema::file_prefix(tag::BLOCK, layer, cold.file);
+        let start = schema::file_prefix(tag::BLOCK, layer, file);
         map.scan(&start, &prefix_end(&start), &mut |k, v| {
             let (_, block, rec) = BlockRecord::decode(k, v)?;
             table.tree.set(block, Entry { slot: rec.slot, crc: rec.crc }, layer);

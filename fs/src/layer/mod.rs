@@ -8,6 +8,7 @@ mod origin;
 pub mod pending;
 pub mod tree;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,10 +18,9 @@ use crate::attr::{Attr, Kind};
 use crate::base::BaseFile;
 use crate::block::BlockNo;
 use crate::class::{Class, Role};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{FileId, LayerId};
 use crate::inplace::Extents;
-use crate::map::Map;
 use crate::map::schema::{InodeRecord, Time};
 pub use origin::Origin;
 use tree::{Entry, Removed, Tree};
@@ -119,13 +119,14 @@ pub struct Pages {
     pub base: Option<Arc<BaseFile>>,
 }
 
-/// A page table that may not be loaded yet.
+/// A page table that may not be loaded.
 #[derive(Clone)]
 pub enum Table {
     /// In memory, this fork's own.
     Loaded(PageTable),
-    /// Untouched by this fork since the store was opened: shared by all forks
-    /// that inherit it, and loaded when one of them first needs it.
+    /// Unchanged by this fork since the store was opened, or since the table was
+    /// dropped: shared by all forks that inherit it, and loaded when one of them
+    /// needs it.
     Cold(Arc<ColdFile>),
 }
 
@@ -142,6 +143,11 @@ impl Pages {
             Table::Cold(cold) => cold.table.get(),
         }
     }
+
+    /// The page table, of which the caller has seen to it that it is in memory.
+    pub fn in_memory(&self) -> Result<&PageTable> {
+        self.loaded().ok_or_else(|| Error::Map("a page table is not loaded".into()))
+    }
 }
 
 /// The page table of a file, and how much of its base shows.
@@ -151,6 +157,33 @@ pub struct PageTable {
     pub tree: Tree,
     /// Blocks of the base below this one show through where the tree is empty.
     pub base_blocks: BlockNo,
+    /// When it was used last.
+    pub used: Used,
+}
+
+/// When something was used last, in ticks of a coarse clock.
+#[derive(Debug, Default)]
+pub struct Used(AtomicU32);
+
+impl Used {
+    /// It is used now. Many who use it at once write nothing: only the first one
+    /// of each tick does.
+    pub fn mark(&self, now: u32) {
+        if self.0.load(Ordering::Relaxed) != now {
+            self.0.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// The tick.
+    pub fn tick(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Clone for Used {
+    fn clone(&self) -> Self {
+        Used(AtomicU32::new(self.tick()))
+    }
 }
 
 /// The most blocks of a base that are hidden by one hole in the middle of a
@@ -200,43 +233,30 @@ pub enum Place {
     Hole,
 }
 
-/// How to load a page table that nobody has needed yet: the layers, newest
-/// first, that have records of the file.
+/// How to load a page table: the file as the newest layer shows it that has a
+/// record of it.
 pub struct ColdFile {
-    /// The newest of these layers.
+    /// That layer.
     pub origin: Arc<Origin>,
     /// The file.
     pub file: FileId,
-    /// The next older one.
-    pub below: Option<Arc<ColdFile>>,
     /// Blocks of the base file.
     pub base_blocks: BlockNo,
-    /// The table, once loaded.
+    /// The table, once loaded. It stays for as long as this does: to drop it,
+    /// those who have it take another, so nobody who looks at it needs a lock.
     pub table: OnceLock<PageTable>,
 }
 
 impl ColdFile {
-    /// The table, loaded from the map if need be.
-    pub fn load(&self, map: &dyn Map) -> Result<&PageTable> {
-        if let Some(table) = self.table.get() {
-            return Ok(table);
-        }
-        let table = load::page_table(self, map)?;
-        Ok(self.table.get_or_init(|| table))
+    /// One that is not loaded.
+    pub fn new(origin: Arc<Origin>, file: FileId, base_blocks: BlockNo) -> Self {
+        ColdFile { origin, file, base_blocks, table: OnceLock::new() }
     }
 }
 
 impl Drop for ColdFile {
     fn drop(&mut self) {
-        // In a loop, not by recursion: the chain can be as long as the chain of
-        // layers.
-        let mut next = self.below.take();
-        while let Some(cold) = next {
-            next = match Arc::try_unwrap(cold) {
-                Ok(mut last) => last.below.take(),
-                Err(_) => None,
-            };
-        }
+        self.origin.clone().forget(self);
     }
 }
 

@@ -166,12 +166,10 @@ impl Unit {
                                 hosts.files.push((file, Vec::new()));
                             }
                             self.encode_blocks(file, change, batch);
-                            if let Some(table) = pages.loaded() {
-                                for &block in &change.blocks {
-                                    if let Place::Page(entry) = table.get(block) {
-                                        let rec = BlockRecord { slot: entry.slot, crc: entry.crc };
-                                        batch.put(rec.encode(layer, file, block));
-                                    }
+                            for &block in &change.blocks {
+                                if let Place::Page(entry) = pages.in_memory()?.get(block) {
+                                    let rec = BlockRecord { slot: entry.slot, crc: entry.crc };
+                                    batch.put(rec.encode(layer, file, block));
                                 }
                             }
                         }

@@ -26,6 +26,9 @@ const FANOUT: usize = 1 << INNER_BITS;
 /// Nothing here; a base shows through, if there is one.
 const NONE: Slot = Slot(0);
 
+/// Two reference counts stand before each node.
+const NODE_BYTES: u64 = size_of::<Node>() as u64 + 16;
+
 static LEAVES: AtomicU64 = AtomicU64::new(0);
 static INNERS: AtomicU64 = AtomicU64::new(0);
 static ENTRIES: AtomicU64 = AtomicU64::new(0);
@@ -44,12 +47,10 @@ pub struct TreeMemory {
 /// Counts all page tables of this process.
 pub fn memory() -> TreeMemory {
     let (leaves, inners) = (LEAVES.load(Relaxed), INNERS.load(Relaxed));
-    // Two reference counts stand before each node.
-    let node_bytes = size_of::<Node>() as u64 + 16;
     TreeMemory {
         nodes: leaves + inners,
         entries: ENTRIES.load(Relaxed),
-        bytes: (leaves + inners) * node_bytes,
+        bytes: (leaves + inners) * NODE_BYTES,
     }
 }
 
@@ -183,6 +184,22 @@ impl Tree {
     /// Whether it has no entry at all.
     pub fn is_empty(&self) -> bool {
         self.root.is_none()
+    }
+
+    /// Tells it from all other trees that are in memory, but for its clones.
+    pub fn identity(&self) -> Option<usize> {
+        self.root.as_ref().map(|root| Arc::as_ptr(root) as usize)
+    }
+
+    /// Bytes of its nodes, those included that it shares with others.
+    pub fn bytes(&self) -> u64 {
+        fn nodes(node: &Node) -> u64 {
+            1 + match node {
+                Node::Leaf(_) => 0,
+                Node::Inner(inner) => inner.children.iter().flatten().map(|child| nodes(child)).sum(),
+            }
+        }
+        self.root.iter().map(|root| nodes(root)).sum::<u64>() * NODE_BYTES
     }
 
     /// The entry of `block`.
