@@ -447,8 +447,8 @@ Examples:
   pgcowfs status --json
 
 \"used\" is what forks and snapshots refer to, each page counted once; of that \"shared\" is the pages that more than one fork \
-is built on. \"reclaimable\" is what nothing refers to and the disk still holds: removed forks that the background has not come \
-to, and free space that running forks keep for their next pages (a quarter of what they use, or what they have used in the \
+or snapshot is built on. \"to be merged\" is what removed forks have left of layers: the background joins them, with pauses. \
+\"reclaimable\" is what nothing refers to and the disk still holds: removed forks that the background has not come to, and free space that running forks keep for their next pages (a quarter of what they use, or what they have used in the \
 last ten minutes; `pgcowfs gc` gives that back, too). \"given back\" counts since the daemon was started. What the store takes \
 beyond used and reclaimable is its block map.
 

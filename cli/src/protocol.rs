@@ -142,9 +142,15 @@ pub struct DaemonStatus {
     /// What forks and snapshots refer to.
     #[serde(default)]
     pub used_bytes: u64,
-    /// Pages that more than one fork is built on.
+    /// Pages that more than one fork or snapshot is built on.
     #[serde(default)]
     pub shared_bytes: u64,
+    /// Layers that wait to be merged, or are being merged.
+    #[serde(default)]
+    pub layers_to_merge: u64,
+    /// Pages that the merge under way has yet to move.
+    #[serde(default)]
+    pub merging_pages: Option<u64>,
     /// What nothing refers to and the disk still holds.
     #[serde(default)]
     pub reclaimable_bytes: u64,

@@ -488,8 +488,12 @@ pub struct StatusReport {
     pub store_bytes: Option<u64>,
     /// What forks and snapshots refer to.
     pub used_bytes: Option<u64>,
-    /// Pages that more than one fork is built on.
+    /// Pages that more than one fork or snapshot is built on.
     pub shared_bytes: Option<u64>,
+    /// Layers that wait to be merged, or are being merged.
+    pub layers_to_merge: Option<u64>,
+    /// Pages that the merge under way has yet to move; null if there is none.
+    pub merging_pages: Option<u64>,
     /// What nothing refers to and the disk still holds.
     pub reclaimable_bytes: Option<u64>,
     /// Given back since the daemon started.
@@ -530,6 +534,12 @@ impl Report for StatusReport {
             ("uptime", self.uptime_s.map(|s| Cell::plain(duration_text(Duration::from_secs_f64(s))))),
             ("forks", number(self.forks)),
             ("layers", number(self.layers)),
+            (
+                "to be merged",
+                self.layers_to_merge
+                    .filter(|n| *n > 0)
+                    .map(|n| Cell::plain(merging_text(n, self.merging_pages))),
+            ),
             ("map entries", number(self.map_entries)),
             ("map memory", bytes(self.map_memory_bytes)),
             ("store size", bytes(self.store_bytes)),
@@ -540,6 +550,15 @@ impl Report for StatusReport {
         ];
         rows.extend(rest.into_iter().filter_map(|(name, cell)| Some((name, cell?))));
         pairs(&rows)
+    }
+}
+
+/// "2 layers; 1234 pages of the next are left to move".
+fn merging_text(layers: u64, pages: Option<u64>) -> String {
+    let layers = format!("{layers} layer{}", if layers == 1 { "" } else { "s" });
+    match pages {
+        Some(pages) => format!("{layers}; {pages} pages of the next are left to move"),
+        None => layers,
     }
 }
 

@@ -189,6 +189,8 @@ fn replies() -> Vec<Vec<u8>> {
         store_bytes: 5,
         used_bytes: 4,
         shared_bytes: 3,
+        layers_to_merge: 1,
+        merging_pages: Some(6),
         reclaimable_bytes: 2,
         reclaimed_bytes: 1,
         uptime_s: 1.5,

@@ -289,6 +289,8 @@ impl Daemon {
             store_bytes: status.store_bytes,
             used_bytes: status.used_bytes,
             shared_bytes: status.shared_bytes,
+            layers_to_merge: status.layers_to_merge,
+            merging_pages: status.merging_pages,
             reclaimable_bytes: status.reclaimable_bytes,
             reclaimed_bytes: status.reclaimed_bytes,
             uptime_s: self.started.elapsed().as_secs_f64(),

@@ -198,9 +198,13 @@ impl Store {
                 }
             }
         };
+        self.background.state.lock().merging = Some(pair.from());
         let outcome = self.merge_step(&mut pair);
         let mut work = self.background.state.lock();
         work.look = true;
+        if !matches!(outcome, Ok(Outcome::More | Outcome::Busy)) {
+            work.merging = None;
+        }
         match outcome {
             Ok(Outcome::More) => work.pair = Some(pair),
             Ok(Outcome::Done | Outcome::Gone) => {}
@@ -222,6 +226,14 @@ impl Store {
         }
         let others = self.core.commits.load(Ordering::Relaxed) != commits;
         (start.elapsed() * if others { REST_BUSY } else { REST_IDLE }).min(RETRY)
+    }
+
+    /// How many layers wait to be merged, and how many pages are left to be moved if
+    /// a merge is under way.
+    pub(super) fn merging(&self) -> (u64, Option<u64>) {
+        let merging = self.background.state.lock().merging;
+        let pages = |layer| self.core.layers.lock().get(&layer).map(|info| info.record.pages);
+        (self.core.count_pairs(), merging.and_then(pages))
     }
 
     /// Looks for layers to merge, in the background.

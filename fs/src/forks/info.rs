@@ -72,8 +72,13 @@ pub struct Status {
     /// Bytes of the pages that forks and snapshots refer to, each counted once, and
     /// of the files of WAL segments and scratch.
     pub used_bytes: u64,
-    /// Bytes of the pages of layers that more than one fork stands on.
+    /// Bytes of the pages of layers that more than one fork or snapshot stands on.
     pub shared_bytes: u64,
+    /// Frozen layers that wait to be merged with the one above, the one that is
+    /// being merged included.
+    pub layers_to_merge: u64,
+    /// Pages that are still to be moved of those two, if a merge is under way.
+    pub merging_pages: Option<u64>,
     /// Bytes that the background will give back, or that forks keep for pages to
     /// come: free slots that have host space, and pages of layers that nobody
     /// needs.
@@ -213,6 +218,7 @@ impl Store {
         };
         let (delta_bytes, in_place_bytes) = (measure("delta")?, measure("inplace")?);
         let pages = self.pages();
+        let (layers_to_merge, merging_pages) = self.merging();
         Ok(Status {
             forks: self.forks.read().len() as u64,
             layers: self.layers(),
@@ -221,6 +227,8 @@ impl Store {
             store_bytes: measure("map")? + delta_bytes + in_place_bytes,
             used_bytes: pages.reached * BLOCK_BYTES + in_place_bytes,
             shared_bytes: pages.shared * BLOCK_BYTES,
+            layers_to_merge,
+            merging_pages,
             reclaimable_bytes: delta_bytes.saturating_sub(pages.live * BLOCK_BYTES)
                 + pages.unreached * BLOCK_BYTES,
             reclaimed_bytes: self.given_back(),
@@ -229,7 +237,11 @@ impl Store {
 
     /// Counts pages, from what is in memory of layers and slots.
     fn pages(&self) -> PageCounts {
-        let heads: Vec<LayerId> = self.records().iter().map(|record| record.head).collect();
+        let mut tops: Vec<LayerId> = self.records().iter().map(|record| record.head).collect();
+        // Those without a label only keep what a fork stands on anyway.
+        let kept = self.core.kept.lock();
+        tops.extend(kept.iter().filter(|((_, label), _)| !label.is_empty()).map(|(_, kept)| kept.layer));
+        drop(kept);
         let (mut references, mut slots, mut live) = (0, 0, 0);
         for delta in self.core.deltas.read().values() {
             let space = delta.space();
@@ -238,9 +250,9 @@ impl Store {
             live += space.live_bytes() / BLOCK_BYTES;
         }
         let layers = self.core.layers.lock();
-        // How many forks stand on each layer: one, or more.
+        // How many forks and snapshots stand on each layer: one, or more.
         let mut seen: HashMap<LayerId, bool> = HashMap::new();
-        for mut at in heads {
+        for mut at in tops {
             while let Some(info) = layers.get(&at) {
                 match seen.entry(at) {
                     Entry::Vacant(entry) => drop(entry.insert(false)),
@@ -314,7 +326,7 @@ impl Shared {
 struct PageCounts {
     /// That forks and snapshots refer to.
     reached: u64,
-    /// Of layers that more than one fork stands on.
+    /// Of layers that more than one fork or snapshot stands on.
     shared: u64,
     /// Of layers that nobody needs.
     unreached: u64,

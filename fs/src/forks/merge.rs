@@ -75,7 +75,8 @@ impl Pair {
         [self.lower, self.upper]
     }
 
-    fn from(&self) -> LayerId {
+    /// The one that becomes empty.
+    pub fn from(&self) -> LayerId {
         if self.down { self.upper } else { self.lower }
     }
 }
@@ -93,6 +94,12 @@ impl Core {
         let from = if down { upper } else { lower };
         let next = Next::Inode(schema::layer_prefix(tag::INODE, from));
         Ok(Some(Pair { lower, upper, down, next }))
+    }
+
+    /// How many layers can be merged with the one above.
+    pub(super) fn count_pairs(&self) -> u64 {
+        let layers = self.layers.lock();
+        layers.values().filter(|info| mergeable(&layers, info).is_some()).count() as u64
     }
 
     /// Whether layer `a` has fewer records than layer `b`, at the cost of the

@@ -141,6 +141,8 @@ pub(super) struct Work {
     pub drop: std::collections::VecDeque<LayerId>,
     /// Layers that are being merged.
     pub pair: Option<Pair>,
+    /// The layer of them that becomes empty.
+    pub merging: Option<LayerId>,
     /// There may be layers to merge.
     pub look: bool,
     /// Lower layers whose merging has failed in a way that lasts.
