@@ -489,6 +489,14 @@ fn the_disk_gets_its_blocks_back() {
         "{status:?}"
     );
     has(&child, files[1], 0..1024, 1);
+    // What a snapshot shows is shared with its fork.
+    store.snapshot("child", "kept").unwrap();
+    assert_eq!(store.status().unwrap().shared_bytes, full - eighth);
+    store.remove_snapshot("child", "kept").unwrap();
+    assert_eq!(store.status().unwrap().shared_bytes, 0);
+    collect(&store);
+    let status = store.status().unwrap();
+    assert_eq!((status.layers_to_merge, status.merging_pages), (0, None));
     sound(&store);
     store.close().unwrap();
 }
