@@ -122,7 +122,12 @@ impl Store {
             return Ok(false);
         }
         // A record refers to it: there is no use in a seal without a file.
-        host.seal(&|| self.core.hosts.is_recorded(host.id))
+        let is_recorded = || self.core.hosts.is_recorded(host.id);
+        match host.seal(&is_recorded) {
+            // It went with the last record since the look.
+            Err(_) if !is_recorded() => Ok(false),
+            sealed => sealed,
+        }
     }
 
     /// Whether the record is of a WAL segment, not of scratch.
