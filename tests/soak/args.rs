@@ -12,7 +12,8 @@ pub const USAGE: &str = "usage: scripts/soak [OPTION]...
   --pages N                      pages written in each of parent and child, each cycle (default 100)
   --table-pages N                pages of the table that they are in (default 16384, 128 MiB)
   --sample N                     cycles between two samples (default 100)
-  --baseline N                   cycles before the sample that the last one is compared with (default 100)
+  --baseline N                   cycles before the sample that the last one is compared with (default 500: before, the
+                                 living forks are all young and share more pages and WAL than later)
   --load TPS                     transactions per second of PostgreSQL's load; 0: as many as it can (default 50)
   --no-postgres                  no server runs, and no load
   --minutes N                    end after the cycle that reaches so many minutes, if not all are done by then
@@ -55,7 +56,7 @@ impl Args {
     /// None when there is nothing to do.
     pub fn parse(words: impl Iterator<Item = String>) -> Result<Option<Args>, String> {
         let (mut cycles, mut living, mut pages, mut table_pages) = (10_000, 50, 100, 16_384);
-        let (mut sample, mut baseline, mut load, mut postgres) = (100, 100, 50, true);
+        let (mut sample, mut baseline, mut load, mut postgres) = (100, 500, 50, true);
         let (mut minutes, mut out) = (None, None);
         let common = Common::parse("soak", USAGE, words, |option, value| {
             match option {
