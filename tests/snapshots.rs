@@ -80,7 +80,7 @@ fn a_reset_fork_keeps_its_name_and_what_belongs_to_it() {
     write(&child, f, 3);
     child.open(f).unwrap();
 
-    store.reset("child", &ResetTo::Origin, &mut |_| Ok(())).unwrap();
+    store.reset("child", &ResetTo::Origin, None, &mut |_| Ok(())).unwrap();
     assert!(matches!(child.read(f, 0, B as usize, &mut Vec::new()), Err(Error::Stale)));
     let child = store.by_name("child").unwrap();
     assert_eq!(read(&child, f, 0, B), page(1));
@@ -90,14 +90,14 @@ fn a_reset_fork_keeps_its_name_and_what_belongs_to_it() {
     assert_eq!(info.parent.as_deref(), Some("main"));
     assert_eq!(labels(&store, "child"), ["two"]);
 
-    store.reset("child", &ResetTo::Snapshot("two".into()), &mut |_| Ok(())).unwrap();
+    store.reset("child", &ResetTo::Snapshot("two".into()), None, &mut |_| Ok(())).unwrap();
     assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(2));
     write(&main, f, 5);
-    store.reset("child", &ResetTo::Parent, &mut |_| Ok(())).unwrap();
+    store.reset("child", &ResetTo::Parent, None, &mut |_| Ok(())).unwrap();
     assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(5));
     // From now on that is what it was made from.
     write(&main, f, 6);
-    store.reset("child", &ResetTo::Origin, &mut |_| Ok(())).unwrap();
+    store.reset("child", &ResetTo::Origin, None, &mut |_| Ok(())).unwrap();
     assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(5));
     store.close().unwrap();
     let store = parts.open();
@@ -107,35 +107,8 @@ fn a_reset_fork_keeps_its_name_and_what_belongs_to_it() {
     // The parent may be gone.
     store.remove("main").unwrap();
     collect(&store);
-    store.reset("child", &ResetTo::Origin, &mut |_| Ok(())).unwrap();
+    store.reset("child", &ResetTo::Origin, None, &mut |_| Ok(())).unwrap();
     assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(5));
-    check(&store);
-    store.close().unwrap();
-}
-
-/// What a fork was made from stays the same when it is put back to a snapshot; one that was made from nothing is not
-/// made from its snapshot then.
-#[test]
-fn a_reset_to_a_snapshot_is_no_new_origin() {
-    let parts = Parts3::new();
-    let store = parts.open();
-    let main = cluster(&store, "main");
-    let f = file(&main, "base/5/16384");
-    write(&main, f, 1);
-    let child = fork(&store, "main", "child");
-    write(&child, f, 2);
-    for name in ["main", "child"] {
-        store.snapshot(name, "one").unwrap();
-        store.reset(name, &ResetTo::Snapshot("one".into()), &mut |_| Ok(())).unwrap();
-    }
-    assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(2));
-    store.close().unwrap();
-    let store = parts.open();
-    collect(&store);
-    store.reset("child", &ResetTo::Origin, &mut |_| Ok(())).unwrap();
-    assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(1));
-    let to = store.reset("main", &ResetTo::Origin, &mut |_| Ok(()));
-    assert!(matches!(to, Err(Error::NoOrigin(_))));
     check(&store);
     store.close().unwrap();
 }
@@ -152,18 +125,20 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     store.snapshot("child", "one").unwrap();
     let edit = &mut |_: &Fork| Ok(());
     assert!(matches!(store.snapshot("child", "one"), Err(Error::SnapshotExists(..))));
-    assert!(matches!(store.snapshot("child", "a/b"), Err(Error::BadForkName { .. })));
+    assert!(matches!(store.snapshot("child", "a/b"), Err(Error::BadLabel { .. })));
+    assert!(matches!(store.remove_snapshot("child", ""), Err(Error::NoSuchSnapshot(..))));
     assert!(matches!(store.snapshot("none", "one"), Err(Error::NoSuchFork(_))));
     assert!(matches!(store.remove_snapshot("child", "two"), Err(Error::NoSuchSnapshot(..))));
-    assert!(matches!(store.fork_snapshot("child", "two", "x", b"", edit), Err(Error::NoSuchSnapshot(..))));
+    let missing = store.fork_snapshot("child", "two", "x", b"", edit).unwrap_err();
+    assert!(matches!(missing, Error::NoSuchSnapshot(fork, label) if (&*fork, &*label) == ("child", "two")));
     assert!(matches!(store.fork_snapshot("child", "one", "main", b"", edit), Err(Error::ForkExists(_))));
     let two = ResetTo::Snapshot("two".into());
-    assert!(matches!(store.reset("child", &two, edit), Err(Error::NoSuchSnapshot(..))));
-    assert!(matches!(store.reset("main", &ResetTo::Origin, edit), Err(Error::NoOrigin(_))));
-    assert!(matches!(store.reset("main", &ResetTo::Parent, edit), Err(Error::NoOrigin(_))));
+    assert!(matches!(store.reset("child", &two, None, edit), Err(Error::NoSuchSnapshot(..))));
+    assert!(matches!(store.reset("main", &ResetTo::Origin, None, edit), Err(Error::NoOrigin(_))));
+    assert!(matches!(store.reset("main", &ResetTo::Parent, None, edit), Err(Error::NoOrigin(_))));
     assert!(matches!(store.promote("main"), Err(Error::NoOrigin(_))));
     for to in [ResetTo::Origin, ResetTo::Parent, ResetTo::Snapshot("one".into())] {
-        let failed = store.reset("child", &to, &mut |_| Err(Error::Unsupported));
+        let failed = store.reset("child", &to, None, &mut |_| Err(Error::Unsupported));
         assert!(matches!(failed, Err(Error::Unsupported)));
     }
     collect(&store);
@@ -193,6 +168,122 @@ fn a_promoted_fork_gives_back_what_it_was_made_from() {
     assert_eq!((info.delta_bytes, info.parent), (50 * B, None));
     assert!(matches!(store.promote("child"), Err(Error::NoOrigin(_))));
     assert_eq!(read(&child, f, 49 * B, B), page(2));
+    check(&store);
+    store.close().unwrap();
+}
+
+/// A fork that was put back to a snapshot can still be put back to what it was made
+/// from; a root cannot, for it was made from nothing.
+#[test]
+fn a_reset_to_a_snapshot_is_no_new_origin() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let f = file(&main, "base/5/16384");
+    write(&main, f, 1);
+    store.snapshot("main", "one").unwrap();
+    let child = fork(&store, "main", "child");
+    write(&child, f, 2);
+    store.snapshot("child", "two").unwrap();
+    write(&child, f, 3);
+    let edit = &mut |_: &Fork| Ok(());
+    store.reset("child", &ResetTo::Snapshot("two".into()), Some(b"other"), edit).unwrap();
+    assert_eq!(store.info("child").unwrap().meta, b"other");
+    collect(&store);
+    store.close().unwrap();
+    let store = parts.open();
+    assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(2));
+    store.reset("child", &ResetTo::Origin, None, edit).unwrap();
+    assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(1));
+    store.reset("main", &ResetTo::Snapshot("one".into()), None, edit).unwrap();
+    assert!(matches!(store.reset("main", &ResetTo::Origin, None, edit), Err(Error::NoOrigin(_))));
+    check(&store);
+    store.close().unwrap();
+}
+
+#[test]
+fn a_snapshot_knows_its_size_and_who_stands_on_it() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let f = file(&main, "base/5/16384");
+    (0..50).for_each(|block| main.write(f, block * B, &page(1)).unwrap());
+    store.snapshot("main", "full").unwrap();
+    (0..3).for_each(|block| main.write(f, block * B, &page(2)).unwrap());
+    store.snapshot("main", "a-little").unwrap();
+    write(&main, f, 3);
+    fork_of_snapshot(&store, "main", "full", "b");
+    fork_of_snapshot(&store, "main", "full", "a");
+    fork(&store, "main", "c");
+    store.snapshot("c", "of-c").unwrap();
+    let described = |store: &Store| -> Vec<(String, String, u64, String)> {
+        let all = store.all_snapshots().into_iter();
+        all.map(|s| (s.fork, s.label, s.changed_bytes / B, s.forks.join(" "))).collect()
+    };
+    let row = |fork: &str, label: &str, pages, forks: &str| {
+        (fork.to_string(), label.to_string(), pages, forks.to_string())
+    };
+    let rows = [row("c", "of-c", 0, ""), row("main", "full", 50, "a b"), row("main", "a-little", 3, "")];
+    assert_eq!(described(&store), rows);
+    // A promoted fork stands where it stood.
+    store.promote("a").unwrap();
+    collect(&store);
+    assert_eq!(described(&store), rows);
+    assert_eq!(store.snapshots("main").unwrap().len(), 2);
+    store.close().unwrap();
+    let store = parts.open();
+    assert_eq!(described(&store), rows);
+    store.close().unwrap();
+}
+
+/// Its forks know it by the new name; files stay open; who was there before a
+/// restart is there after it.
+#[test]
+fn a_renamed_fork_is_the_same_fork() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let f = file(&main, "base/5/16384");
+    write(&main, f, 1);
+    store.snapshot("main", "one").unwrap();
+    for name in ["a", "b"] {
+        fork(&store, "main", name);
+    }
+    fork(&store, "a", "of-a");
+    store.set_quota("main", Some(1 << 30)).unwrap();
+    main.open(f).unwrap();
+    write(&main, f, 2);
+    for (old, new) in [("main", "a"), ("main", "main"), ("a", "b")] {
+        assert!(matches!(store.rename(old, new), Err(Error::ForkExists(_))), "{old} {new}");
+    }
+    assert!(matches!(store.rename("main", "x/y"), Err(Error::BadForkName { .. })));
+    assert!(matches!(store.rename("none", "x"), Err(Error::NoSuchFork(_))));
+    store.rename("main", "trunk").unwrap();
+    let look = |store: &Store| {
+        let parents = store.forks().into_iter().map(|f| (f.name, f.parent));
+        let parents: Vec<String> =
+            parents.map(|(name, parent)| format!("{name}<{}", parent.unwrap_or_default())).collect();
+        assert_eq!(parents, ["a<trunk", "b<trunk", "of-a<a", "trunk<"]);
+        assert!(matches!(store.by_name("main"), Err(Error::NoSuchFork(_))));
+        assert_eq!(labels(store, "trunk"), ["one"]);
+        assert_eq!(store.info("trunk").unwrap().quota_bytes, Some(1 << 30));
+    };
+    look(&store);
+    assert_eq!((main.name(), read(&main, f, 0, B)), ("trunk".to_string(), page(2)));
+    write(&main, f, 3);
+    main.sync_all().unwrap();
+    store.close().unwrap();
+    // Nobody has used them since the start.
+    let store = parts.open();
+    look(&store);
+    store.rename("a", "c").unwrap();
+    store.rename("c", "a").unwrap();
+    look(&store);
+    assert_eq!(read(&store.by_name("trunk").unwrap(), f, 0, B), page(3));
+    store.reset("b", &ResetTo::Parent, None, &mut |_| Ok(())).unwrap();
+    assert_eq!(read(&store.by_name("b").unwrap(), f, 0, B), page(3));
+    // The name is free again.
+    cluster(&store, "main");
     check(&store);
     store.close().unwrap();
 }
@@ -232,22 +323,32 @@ fn everything_at_once() {
                         store.snapshot(&name, "mine").unwrap();
                         write(&child, f, 0);
                         if round % 3 == 0 {
-                            store.reset(&name, &ResetTo::Snapshot("mine".into()), &mut |_| Ok(())).unwrap();
+                            store
+                                .reset(&name, &ResetTo::Snapshot("mine".into()), None, &mut |_| Ok(()))
+                                .unwrap();
                             let child = store.by_name(&name).unwrap();
                             (0..20)
                                 .for_each(|block| assert_eq!(read(&child, f, block * 9 * B, B), page(mark)));
                         }
                         let grandchild = fork_of_snapshot(store, &name, "mine", &format!("{name}-child"));
+                        let mut last = name.clone();
                         match round % 3 {
                             0 => store.promote(&name).unwrap(),
                             1 => store.remove_snapshot(&name, "mine").unwrap(),
-                            _ => {}
+                            _ => {
+                                last += "-renamed";
+                                store.rename(&name, &last).unwrap();
+                                assert_eq!(
+                                    store.info(&grandchild.name()).unwrap().parent,
+                                    Some(last.clone())
+                                );
+                            }
                         }
-                        store.remove(&name).unwrap();
+                        store.remove(&last).unwrap();
                         (0..20)
                             .for_each(|block| assert_eq!(read(&grandchild, f, block * 9 * B, B), page(mark)));
                         if round % 2 == 0 {
-                            store.remove(grandchild.name()).unwrap();
+                            store.remove(&grandchild.name()).unwrap();
                         }
                     }
                 })

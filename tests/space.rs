@@ -407,7 +407,7 @@ fn nothing_in_use_is_given_back() {
     sound(&store);
     collect(&store);
     let used: u64 = (2..5).map(|id| slots(&parts, id).1).sum();
-    let live: u64 = forks.iter().map(|f| store.info(f.name()).unwrap().used_bytes / B).sum();
+    let live: u64 = forks.iter().map(|f| store.info(&f.name()).unwrap().used_bytes / B).sum();
     assert!(used >= live && used <= live + 3 * 15 + 3 * 64, "{used} slots have space, {live} are in use");
     store.close().unwrap();
 }

@@ -242,11 +242,15 @@ impl From<pgcowfs::Error> for Error {
         let message = error.to_string();
         match error {
             Core::NoSuchFork(_) => Error::new(Kind::NotFound, message).hint("`pgcowfs list` shows the forks of the store"),
-            Core::NoSuchSnapshot(..) | Core::NoOrigin(_) => Error::new(Kind::NotFound, message),
-            Core::SnapshotExists(..) => Error::new(Kind::Exists, message),
+            Core::NoSuchSnapshot(fork, _) => Error::new(Kind::NotFound, message)
+                .hint(format!("`pgcowfs snapshots {fork}` shows those it has")),
+            Core::NoOrigin(fork) => Error::new(Kind::State, message)
+                .hint(format!("only its snapshots are left of it: pgcowfs snapshots {fork}")),
+            Core::SnapshotExists(fork, label) => Error::new(Kind::Exists, message)
+                .hint(format!("choose another label, or remove it: pgcowfs rm {fork}@{label}")),
             Core::ForkExists(name) => Error::new(Kind::Exists, message)
                 .hint(format!("choose another name, or remove it: pgcowfs rm {name}")),
-            Core::BadForkName { .. } => Error::new(Kind::Usage, message)
+            Core::BadForkName { .. } | Core::BadLabel { .. } => Error::new(Kind::Usage, message)
                 .hint("a name has 1 to 63 ASCII letters, digits, '.', '_' and '-' and begins with a letter or digit"),
             Core::BadStore { .. } => Error::new(Kind::BadInput, message)
                 .hint("choose another store with --store DIR, or make a new one: pgcowfs --store DIR init"),

@@ -107,6 +107,14 @@ pub enum Error {
         /// The rule it breaks.
         reason: &'static str,
     },
+    /// A label that cannot be a snapshot's.
+    #[error("{label:?} cannot be a snapshot's label: {reason}")]
+    BadLabel {
+        /// The label as given.
+        label: String,
+        /// The rule it breaks.
+        reason: &'static str,
+    },
     /// Not a store, or not one this program can use.
     #[error("{path}: {reason}")]
     BadStore {
@@ -157,7 +165,9 @@ impl Error {
             Error::IsDirectory => libc::EISDIR,
             Error::NotEmpty => libc::ENOTEMPTY,
             Error::NameTooLong => libc::ENAMETOOLONG,
-            Error::Invalid(_) | Error::BadForkName { .. } | Error::NoOrigin(_) => libc::EINVAL,
+            Error::Invalid(_) | Error::BadForkName { .. } | Error::BadLabel { .. } | Error::NoOrigin(_) => {
+                libc::EINVAL
+            }
             Error::TooManyLinks => libc::EMLINK,
             Error::TooLarge => libc::EFBIG,
             Error::NoData => libc::ENXIO,

@@ -64,21 +64,29 @@ pub fn check_file_name(name: &[u8]) -> Result<()> {
 /// Checks that `name` can be a fork's: 1 to 63 bytes of ASCII letters, digits,
 /// `.`, `_` and `-`, beginning with a letter or digit.
 pub fn check_fork_name(name: &str) -> Result<()> {
-    let bad = |reason| Err(Error::BadForkName { name: name.to_string(), reason });
+    check_name(name).map_err(|reason| Error::BadForkName { name: name.to_string(), reason })
+}
+
+/// Checks that `label` can be a snapshot's: the rule for fork names.
+pub fn check_label(label: &str) -> Result<()> {
+    check_name(label).map_err(|reason| Error::BadLabel { label: label.to_string(), reason })
+}
+
+fn check_name(name: &str) -> Result<(), &'static str> {
     let Some(&first) = name.as_bytes().first() else {
-        return bad("it is empty");
+        return Err("it is empty");
     };
     if name.len() > FORK_NAME_MAX {
-        return bad("it is longer than 63 bytes");
+        return Err("it is longer than 63 bytes");
     }
     if first == b'-' {
-        return bad("it begins with a dash and would be taken for an option");
+        return Err("it begins with a dash and would be taken for an option");
     }
     if !first.is_ascii_alphanumeric() {
-        return bad("it must begin with a letter or a digit");
+        return Err("it must begin with a letter or a digit");
     }
     if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
-        return bad("only ASCII letters, digits, '.', '_' and '-' are allowed");
+        return Err("only ASCII letters, digits, '.', '_' and '-' are allowed");
     }
     Ok(())
 }
@@ -93,7 +101,7 @@ mod tests {
             check_fork_name(good).unwrap();
         }
         for bad in ["", ".", "..", "-x", "a/b", "a b", "é", "a\n", "a\0", ".hidden", &"x".repeat(64)] {
-            assert!(check_fork_name(bad).is_err(), "{bad:?}");
+            assert!(check_fork_name(bad).is_err() && check_label(bad).is_err(), "{bad:?}");
         }
     }
 }

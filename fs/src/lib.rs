@@ -42,4 +42,4 @@ pub use error::{Error, Result};
 pub use forks::{
     Edit, Fork, ForkEntry, ForkInfo, ForkReport, Layout, Options, ResetTo, SnapshotInfo, Space, Status, Store,
 };
-pub use ids::{FileId, ForkId, LayerId, check_fork_name};
+pub use ids::{FileId, ForkId, LayerId, check_fork_name, check_label};

@@ -237,7 +237,7 @@ pub fn use_fork(store: &Store, fork: &Fork) {
     let _ = fork.write_file("new/file", b"contents");
     let _ = fork.rename(FileId::ROOT, b"base", FileId::ROOT, b"new2", RenameMode::Exchange);
     let _ = fork.sync_all();
-    let _ = store.fork(fork.name(), "made-of-it", b"", &mut |_| Ok(()));
+    let _ = store.fork(&fork.name(), "made-of-it", b"", &mut |_| Ok(()));
     let _ = fork.remove_tree("log");
     let _ = fork.remove_tree("base");
 }
@@ -261,10 +261,10 @@ pub fn use_store(parts: &Parts3) -> Result<(), Error> {
         for snapshot in store.snapshots(&name).unwrap_or_default() {
             pgcowfs::check_fork_name(&snapshot.label).expect("no label leads elsewhere");
             let _ = store.fork_snapshot(&name, &snapshot.label, "of-it", b"", &mut |_| Ok(()));
-            let _ = store.reset(&name, &ResetTo::Snapshot(snapshot.label.clone()), &mut |_| Ok(()));
+            let _ = store.reset(&name, &ResetTo::Snapshot(snapshot.label.clone()), None, &mut |_| Ok(()));
             let _ = store.remove_snapshot(&name, &snapshot.label);
         }
-        let _ = store.reset(&name, &ResetTo::Origin, &mut |_| Ok(()));
+        let _ = store.reset(&name, &ResetTo::Origin, None, &mut |_| Ok(()));
         let _ = store.promote(&name);
     }
     let _ = store.collect_all(&mut |_| true);

@@ -58,7 +58,8 @@ fn op(input: &mut Bytes<'_>) -> Op {
         21 => Op::Seal,
         22 => Op::Restart,
         24 => match kind {
-            0..128 => Op::Collect,
+            0..64 => Op::Collect,
+            64..128 => Op::RenameFork { fork },
             128..192 => Op::Sort,
             _ => Op::DropTables,
         },

@@ -49,6 +49,10 @@ pub enum Op {
     Promote {
         fork: u8,
     },
+    /// Give a fork another name.
+    RenameFork {
+        fork: u8,
+    },
     Truncate {
         fork: u8,
         name: u8,

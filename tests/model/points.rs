@@ -15,7 +15,7 @@ use pgcowfs::Error;
 use pgcowfs::device::power::Point;
 
 use super::files::{Moments, moment_of};
-use super::world::{ModelForks, Op, Rig, World, coin, compare_snapshots};
+use super::world::{ModelForks, Op, Rig, World, coin, compare_snapshots, family_in, family_of};
 
 /// Images taken since they were last looked at.
 type Images = Arc<Mutex<Vec<(Point, Rig)>>>;
@@ -96,15 +96,12 @@ fn watch(rig: &Rig) -> Images {
 /// at a moment that it was at before it, or be as the operation leaves it.
 fn is_one_of(image: &Rig, before: &ModelForks, after: &ModelForks) -> Result<(), String> {
     let store = image.open().map_err(|e| format!("the store does not open: {e}"))?;
-    let there: Vec<String> = store.forks().into_iter().map(|f| f.name).collect();
-    for (name, model) in before {
-        let removed = !after.contains_key(name);
-        if !there.contains(name) {
-            if removed {
-                continue;
-            }
-            return Err(format!("fork {name} is gone"));
-        }
+    let family = family_in(&store);
+    if ![before, after].into_iter().any(|forks| family == family_of(forks)) {
+        return Err(format!("the forks and their parents are neither as before nor as after: {family:?}"));
+    }
+    let there: Vec<String> = family.into_keys().collect();
+    for (name, model) in before.iter().filter(|(name, _)| there.contains(name)) {
         let mut moments = model.since_sync.clone();
         if let Some(after) = after.get(name) {
             moments.extend(after.since_sync.iter().cloned());
@@ -115,8 +112,7 @@ fn is_one_of(image: &Rig, before: &ModelForks, after: &ModelForks) -> Result<(),
     }
     for name in &there {
         match (before.get(name), after.get(name)) {
-            (Some(_), _) => {}
-            (None, None) => return Err(format!("nobody made a fork {name}")),
+            (Some(_), _) | (None, None) => {}
             (None, Some(model)) => {
                 let fork = store.by_name(name).map_err(|e| format!("fork {name}: {e}"))?;
                 let moments: Moments = vec![model.now.clone()];

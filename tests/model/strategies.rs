@@ -41,7 +41,8 @@ fn snapshot_op() -> impl Strategy<Value = Op> {
         1 => fork.clone().prop_map(|fork| Op::ResetToOrigin { fork }),
         1 => fork.clone().prop_map(|fork| Op::ResetToParent { fork }),
         1 => (fork.clone(), label).prop_map(|(fork, label)| Op::RemoveSnapshot { fork, label }),
-        1 => fork.prop_map(|fork| Op::Promote { fork }),
+        1 => fork.clone().prop_map(|fork| Op::Promote { fork }),
+        1 => fork.prop_map(|fork| Op::RenameFork { fork }),
     ]
 }
 

@@ -21,7 +21,7 @@ pub struct ModelFork {
     /// By label.
     pub snapshots: BTreeMap<u8, Files>,
     /// What it was made from, and the name of the fork that was.
-    origin: Option<(Files, String)>,
+    pub origin: Option<(Files, String)>,
     /// It has reported a failure, and accepts nothing any more.
     pub stopped: bool,
 }
@@ -225,13 +225,13 @@ impl World {
             }
             Op::Reset { fork, label } => {
                 let Some((name, files)) = self.pick_snapshot(fork, label) else { return Ok(()) };
-                self.store.reset(&name, &ResetTo::Snapshot(label_of(label)), &mut |_| Ok(()))?;
+                self.store.reset(&name, &ResetTo::Snapshot(label_of(label)), None, &mut |_| Ok(()))?;
                 self.forks.get_mut(&name).expect("picked").go_to(files);
             }
             Op::ResetToOrigin { fork } => {
                 let Some(name) = self.pick(fork) else { return Ok(()) };
                 let Some((files, _)) = self.forks[&name].origin.clone() else { return Ok(()) };
-                self.store.reset(&name, &ResetTo::Origin, &mut |_| Ok(()))?;
+                self.store.reset(&name, &ResetTo::Origin, None, &mut |_| Ok(()))?;
                 self.forks.get_mut(&name).expect("picked").go_to(files);
             }
             Op::ResetToParent { fork } => {
@@ -240,7 +240,7 @@ impl World {
                 if !self.forks.contains_key(&parent) {
                     return Ok(());
                 }
-                self.store.reset(&name, &ResetTo::Parent, &mut |_| Ok(()))?;
+                self.store.reset(&name, &ResetTo::Parent, None, &mut |_| Ok(()))?;
                 let model = self.forks.get_mut(&parent).expect("it is there");
                 model.settle();
                 let files = model.now.clone();
@@ -261,6 +261,20 @@ impl World {
                 let model = self.forks.get_mut(&name).expect("picked");
                 model.origin = None;
                 model.settle();
+            }
+            Op::RenameFork { fork } => {
+                let Some(name) = self.pick(fork) else { return Ok(()) };
+                self.made += 1;
+                let new = format!("f{}", self.made);
+                self.store.rename(&name, &new)?;
+                let mut model = self.forks.remove(&name).expect("picked");
+                model.settle();
+                self.forks.insert(new.clone(), model);
+                for model in self.forks.values_mut() {
+                    if let Some((_, parent)) = model.origin.as_mut().filter(|(_, parent)| *parent == name) {
+                        parent.clone_from(&new);
+                    }
+                }
             }
             Op::Remove { fork } => {
                 let Some(name) = self.pick(fork).filter(|_| self.forks.len() > 1) else { return Ok(()) };
@@ -347,6 +361,7 @@ impl World {
             let found = moment_of(&fork, &model.since_sync).unwrap_or_else(|why| panic!("{why}"));
             model.go_to(found);
         }
+        assert_eq!(family_in(&self.store), family_of(&self.forks));
         compare_snapshots(&self.store, &self.forks, &self.forks).unwrap_or_else(|why| panic!("{why}"));
         self.check();
     }
@@ -357,6 +372,7 @@ impl World {
             let fork = self.store.by_name(name).unwrap();
             moment_of(&fork, std::slice::from_ref(&model.now)).unwrap_or_else(|why| panic!("{why}"));
         }
+        assert_eq!(family_in(&self.store), family_of(&self.forks));
         compare_snapshots(&self.store, &self.forks, &self.forks).unwrap_or_else(|why| panic!("{why}"));
     }
 
@@ -365,6 +381,18 @@ impl World {
         let broken = self.store.check(true).unwrap();
         assert!(broken.is_empty(), "{broken:#?}");
     }
+}
+
+/// The forks of a store and those they were made from, by name.
+pub type Family = BTreeMap<String, Option<String>>;
+
+pub fn family_in(store: &Store) -> Family {
+    store.forks().into_iter().map(|info| (info.name, info.parent)).collect()
+}
+
+pub fn family_of(forks: &ModelForks) -> Family {
+    let parent = |model: &ModelFork| model.origin.as_ref().map(|(_, parent)| parent.clone());
+    forks.iter().map(|(name, model)| (name.clone(), parent(model))).collect()
 }
 
 fn label_of(label: u8) -> String {

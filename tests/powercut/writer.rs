@@ -254,7 +254,7 @@ impl Worker {
         self.made += 1;
         let name = format!("{}f{}", self.prefix, self.made);
         let asked = (self.clock)();
-        let parent = self.live[i].fork.name().to_owned();
+        let parent = self.live[i].fork.name();
         self.store.fork(&parent, &name, b"", &mut |_| Ok(())).expect("fork");
         let made = (self.clock)();
         let parent = &mut self.live[i];

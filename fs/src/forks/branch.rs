@@ -5,18 +5,18 @@
 //! both go on in new layers above it. While that happens the parent's writes
 //! are held; it is a handful of reference counts. What was not durable then is
 //! made durable before the call returns, together with the names of the new
-//! layers, in one batch. A snapshot is a name for the frozen layer, a reset a new
-//! fork on one that takes the old one's name.
+//! layers, in one batch. A snapshot is a name for the frozen layer (`snapshot.rs`), a
+//! reset a new fork on one that takes the old one's name.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
 use crate::base;
 use crate::error::{Error, Result};
-use crate::ids::{FileId, ForkId, LayerId, check_fork_name};
+use crate::ids::{FileId, ForkId, LayerId};
 use crate::layer::pending::Unit;
 use crate::layer::{Body, State};
 use crate::map::Batch;
@@ -26,7 +26,7 @@ use super::core::LayerInfo;
 use super::fork::{Backlog, Fork, Head};
 use super::store::Store;
 
-/// What one `fork` did.
+/// What one `fork`, `snapshot` or `reset` did.
 #[derive(Clone, Copy, Debug)]
 pub struct ForkReport {
     /// From the call to its return, the fork being durable.
@@ -48,31 +48,20 @@ pub enum ResetTo {
     Parent,
 }
 
-/// A snapshot of a fork.
-#[derive(Clone, Debug)]
-pub struct SnapshotInfo {
-    /// Its label.
-    pub label: String,
-    /// When it was made.
-    pub created_at: SystemTime,
-    /// Sum of the sizes of its files.
-    pub logical_bytes: u64,
-}
-
 /// A change of a fork that is being made, before its name is visible; an error
 /// undoes the fork.
 pub type Edit<'a> = dyn FnMut(&Fork) -> Result<()> + 'a;
 
 /// A fork whose head has been frozen; it is not durable yet. Until this is
 /// dropped the fork makes no other commit.
-struct Frozen<'a> {
+pub(super) struct Frozen<'a> {
     fork: &'a Fork,
     backlog: MutexGuard<'a, Backlog>,
-    layer: LayerId,
+    pub layer: LayerId,
     state: State,
     /// The fork in its new layer.
     records: Batch,
-    stall: Duration,
+    pub stall: Duration,
 }
 
 /// A fork that is being made.
@@ -83,16 +72,25 @@ struct Child {
     origin: LayerId,
 }
 
+/// The fork whose place a child takes.
+#[derive(Clone, Copy)]
+struct Replaced {
+    id: ForkId,
+    /// What it was made from stays what it was made from.
+    keeps_origin: bool,
+}
+
 impl Store {
     /// Forks `parent` as `child`. `edit` changes the child before its name is
     /// visible; an error from it undoes the fork. When this returns, the fork
     /// is durable with everything that the parent had acknowledged.
     pub fn fork(&self, parent: &str, child: &str, meta: &[u8], edit: &mut Edit<'_>) -> Result<ForkReport> {
         let start = Instant::now();
+        let _nobody_renames = self.renames.read();
         let _name = self.reserve(child)?;
         let parent = self.whole_fork(parent)?;
         let mut record = self.new_record(child, meta)?;
-        record.parent = parent.name().to_string();
+        record.parent = parent.name();
         record.base = parent.record.lock().base.clone();
         self.fork_frozen(start, &parent, record, None, edit)
     }
@@ -102,7 +100,7 @@ impl Store {
         start: Instant,
         parent: &Fork,
         mut record: ForkRecord,
-        replaced: Option<ForkId>,
+        replaced: Option<Replaced>,
         edit: &mut Edit<'_>,
     ) -> Result<ForkReport> {
         let frozen = self.freeze(parent)?;
@@ -124,6 +122,7 @@ impl Store {
         edit: &mut Edit<'_>,
     ) -> Result<ForkReport> {
         let start = Instant::now();
+        let _nobody_renames = self.renames.read();
         let _name = self.reserve(child)?;
         let (id, parent) = self.record_of(parent)?;
         let mut record = self.new_record(child, meta)?;
@@ -134,18 +133,29 @@ impl Store {
         Ok(ForkReport { total: start.elapsed(), stall: Duration::ZERO, map_bytes })
     }
 
-    /// Puts a fork back: under its name is then a new fork, with the snapshots,
-    /// quota and `meta` of the old one, whose open files get ESTALE. `edit` as for
-    /// [`Store::fork`]. If anything fails, nothing has changed.
-    pub fn reset(&self, name: &str, to: &ResetTo, edit: &mut Edit<'_>) -> Result<ForkReport> {
+    /// Puts a fork back: under its name is then a new fork, with the snapshots and
+    /// quota of the old one, whose open files get ESTALE, and with its `meta` unless
+    /// another one is given. `edit` as for [`Store::fork`]. If anything fails,
+    /// nothing has changed.
+    ///
+    /// What the fork was made from stays so, unless it becomes what its parent is
+    /// now: then that is what it was made from.
+    pub fn reset(
+        &self,
+        name: &str,
+        to: &ResetTo,
+        meta: Option<&[u8]>,
+        edit: &mut Edit<'_>,
+    ) -> Result<ForkReport> {
         let start = Instant::now();
         // Two at once could each wait for a fork that the other one holds.
-        let _one = self.resets.lock();
+        let _one = self.changes.lock();
         let (id, old) = self.record_of(name)?;
-        let mut record = self.new_record(name, &old.meta)?;
+        let mut record = self.new_record(name, meta.unwrap_or(&old.meta))?;
         record.parent = old.parent.clone();
         record.base = old.base;
         record.created = old.created;
+        let replaced = Replaced { id, keeps_origin: matches!(to, ResetTo::Snapshot(_)) };
         let label = match to {
             ResetTo::Origin => "",
             ResetTo::Snapshot(label) => label,
@@ -155,87 +165,16 @@ impl Store {
                     parent => self.whole_fork(parent)?,
                 };
                 record.base = parent.record.lock().base.clone();
-                return self.fork_frozen(start, &parent, record, Some(id), edit);
+                return self.fork_frozen(start, &parent, record, Some(replaced), edit);
             }
         };
         let made = self.begin_on_snapshot(record, id, label)?;
-        let map_bytes = self.finish_child(&made, None, Some(id), edit)?;
+        let map_bytes = self.finish_child(&made, None, Some(replaced), edit)?;
         Ok(ForkReport { total: start.elapsed(), stall: Duration::ZERO, map_bytes })
     }
 
-    /// Keeps what a fork is now under a label, durably.
-    pub fn snapshot(&self, name: &str, label: &str) -> Result<()> {
-        check_fork_name(label)?;
-        let fork = self.whole_fork(name)?;
-        let unused = || match self.core.snapshot(fork.id(), label) {
-            Some(_) => Err(Error::SnapshotExists(name.to_string(), label.to_string())),
-            None => Ok(()),
-        };
-        unused()?;
-        let frozen = self.freeze(&fork)?;
-        // Only now nobody else makes one. The head is frozen for nothing then; it
-        // is merged again.
-        unused()?;
-        let record = SnapshotRecord { layer: frozen.layer, created: Time::now() };
-        let mut extra = Batch::default();
-        extra.put(record.encode(fork.id(), label));
-        self.commit_frozen(frozen, &[], extra, &|| self.core.keep(fork.id(), label, record.clone()))?;
-        Ok(())
-    }
-
-    /// The snapshots of a fork, by label.
-    pub fn snapshots(&self, name: &str) -> Result<Vec<SnapshotInfo>> {
-        let (id, _) = self.record_of(name)?;
-        let _still = self.core.moves.read();
-        let kept = self.core.snapshots(id);
-        let layers = self.core.layers.lock();
-        let describe = |(label, record): (String, SnapshotRecord)| SnapshotInfo {
-            label,
-            created_at: record.created.to_system(),
-            logical_bytes: layers.get(&record.layer).map_or(0, |info| info.record.logical_bytes),
-        };
-        Ok(kept.into_iter().filter(|(label, _)| !label.is_empty()).map(describe).collect())
-    }
-
-    /// Removes a snapshot. Forks that were made from it keep all they have.
-    pub fn remove_snapshot(&self, name: &str, label: &str) -> Result<()> {
-        let (id, _) = self.record_of(name)?;
-        self.drop_snapshot(id, name, label, Batch::default())
-    }
-
-    /// Makes a fork a root of its own: it can be put back no more to what it was
-    /// made from, and the pages that only this needs are given back.
-    pub fn promote(&self, name: &str) -> Result<()> {
-        let fork = self.by_name(name)?;
-        if fork.record.lock().parent.is_empty() {
-            return Err(Error::NoOrigin(name.to_string()));
-        }
-        self.change_record(&fork, |record| record.parent.clear())?;
-        match self.drop_snapshot(fork.id(), name, "", Batch::default()) {
-            // A store of the first format did not note it.
-            Err(Error::NoSuchSnapshot(..)) => Ok(()),
-            other => other,
-        }
-    }
-
-    fn drop_snapshot(&self, id: ForkId, name: &str, label: &str, mut batch: Batch) -> Result<()> {
-        let layer = {
-            let _still = self.core.moves.read();
-            if self.core.snapshot(id, label).is_none() {
-                return Err(Error::NoSuchSnapshot(name.to_string(), label.to_string()));
-            }
-            batch.delete(SnapshotRecord::key(id, label));
-            self.core.map.commit(&batch)?;
-            self.core.unkeep(id, label)
-        };
-        if let Some(layer) = layer {
-            self.queue_unreachable_from(layer);
-        }
-        Ok(())
-    }
-
     /// A fork that others can be made from.
-    fn whole_fork(&self, name: &str) -> Result<Arc<Fork>> {
+    pub(super) fn whole_fork(&self, name: &str) -> Result<Arc<Fork>> {
         let fork = self.by_name(name)?;
         fork.check_fault()?;
         if fork.record.lock().incomplete {
@@ -245,7 +184,7 @@ impl Store {
     }
 
     /// The record of a fork, which need not be sound.
-    fn record_of(&self, name: &str) -> Result<(ForkId, ForkRecord)> {
+    pub(super) fn record_of(&self, name: &str) -> Result<(ForkId, ForkRecord)> {
         let id = self.names.read().get(name).copied();
         let known = id.and_then(|id| self.forks.read().get(&id).cloned());
         let record = known.map(|known| known.record.lock().clone()).filter(|record| !record.incomplete);
@@ -269,7 +208,7 @@ impl Store {
     }
 
     /// Freezes a fork's head as it is at one instant; the fork goes on above it.
-    fn freeze<'a>(&self, fork: &'a Fork) -> Result<Frozen<'a>> {
+    pub(super) fn freeze<'a>(&self, fork: &'a Fork) -> Result<Frozen<'a>> {
         // Most of what is dirty is on the disk before anybody has to wait.
         fork.delta().write_out().inspect_err(|e| fork.poison_unless_full(e))?;
         fork.wait_for_parts();
@@ -342,7 +281,7 @@ impl Store {
     /// Makes a frozen layer durable, together with `units` above it and what is in
     /// `extra`; then `enter` is called, before any layer is merged. If there is no
     /// space for that, the next commit of the fork makes up for it.
-    fn commit_frozen(
+    pub(super) fn commit_frozen(
         &self,
         mut frozen: Frozen<'_>,
         units: &[&Unit],
@@ -387,7 +326,10 @@ impl Store {
         let Some(SnapshotRecord { layer, .. }) = entered else {
             return Err(match label {
                 "" => Error::NoOrigin(record.name),
-                label => Error::NoSuchSnapshot(record.name, label.to_string()),
+                label => {
+                    let whose = self.forks.read().get(&of).map(|known| known.record.lock().name.clone());
+                    Error::NoSuchSnapshot(whose.unwrap_or(record.name), label.to_string())
+                }
             });
         };
         let roots = match record.base.as_str() {
@@ -405,13 +347,13 @@ impl Store {
         Ok(self.begin_child(record, layer, state))
     }
 
-    /// Makes a child durable, and visible under its name; in the place of fork
-    /// `replaced` if there is one. Returns the bytes of the batch.
+    /// Makes a child durable, and visible under its name; in the place of another
+    /// fork if there is one to be replaced. Returns the bytes of the batch.
     fn finish_child(
         &self,
         child: &Child,
         frozen: Option<Frozen<'_>>,
-        replaced: Option<ForkId>,
+        replaced: Option<Replaced>,
         edit: &mut Edit<'_>,
     ) -> Result<u64> {
         let finished = self.try_finish_child(child, frozen, replaced, edit);
@@ -427,7 +369,7 @@ impl Store {
         &self,
         child: &Child,
         frozen: Option<Frozen<'_>>,
-        replaced: Option<ForkId>,
+        replaced: Option<Replaced>,
         edit: &mut Edit<'_>,
     ) -> Result<u64> {
         let (fork, record) = (&child.fork, &child.record);
@@ -438,22 +380,24 @@ impl Store {
             head.touched(FileId::ROOT);
             head.take_unit()
         };
-        let old = replaced.map(|id| self.forks.read().get(&id).cloned().ok_or(Error::Stale)).transpose()?;
+        let known = |old: Replaced| self.forks.read().get(&old.id).cloned().ok_or(Error::Stale);
+        let old = replaced.map(known).transpose()?;
         // Nobody loads the old one, or commits anything of it, from here on.
         let loaded = old.as_ref().map(|known| known.fork.lock());
         let commits = loaded.as_ref().and_then(|fork| fork.as_ref()).map(|fork| fork.commit.lock());
         let _still = self.core.moves.read();
-        let origin = match &frozen {
+        let below = match &frozen {
             Some(frozen) => frozen.layer,
             // It may have been merged since the child began on it.
             None => self.layer_parent(record.head).unwrap_or(child.origin),
         };
-        let mut made = Some(SnapshotRecord { layer: origin, created: record.created });
         let mut extra = Batch::default();
         extra.put(record.encode());
-        let mut kept = Vec::new();
+        // What it was made from, and its snapshots.
+        let origin = (String::new(), SnapshotRecord { layer: below, created: record.created });
+        let mut kept = vec![origin];
         let mut quota = fork.quota();
-        if let Some(id) = replaced {
+        if let Some(Replaced { id, keeps_origin }) = replaced {
             if !self.forks.read().contains_key(&id) {
                 return Err(Error::Stale);
             }
@@ -461,29 +405,23 @@ impl Store {
             fork.set_first_quota(quota);
             extra.delete(ForkRecord::key(id));
             extra.delete(QuotaRecord::key(id));
-            kept = self.core.snapshots(id);
-            if frozen.is_none() {
-                // One that is put back to a snapshot was still made from the same.
-                made = self.core.snapshot(id, "");
-            }
-            for (label, snapshot) in &kept {
+            let before = self.core.snapshots(id);
+            for (label, _) in &before {
                 extra.delete(SnapshotRecord::key(id, label));
-                if !label.is_empty() {
-                    extra.put(snapshot.encode(record.id, label));
-                }
             }
+            if keeps_origin {
+                kept.clear();
+            }
+            kept.extend(before.into_iter().filter(|(label, _)| keeps_origin || !label.is_empty()));
         }
-        if let Some(made) = &made {
-            extra.put(made.encode(record.id, ""));
+        for (label, snapshot) in &kept {
+            extra.put(snapshot.encode(record.id, label));
         }
         if let Some(bytes) = quota {
             extra.put(QuotaRecord::encode(record.id, bytes));
         }
         let enter = || {
-            if let Some(made) = &made {
-                self.core.keep(record.id, "", made.clone());
-            }
-            for (label, snapshot) in kept.iter().filter(|(label, _)| !label.is_empty()) {
+            for (label, snapshot) in &kept {
                 self.core.keep(record.id, label, snapshot.clone());
             }
         };
@@ -494,13 +432,13 @@ impl Store {
         };
         fork.committed.store(unit.seq, Ordering::SeqCst);
         self.add_known(record.clone(), Some(fork.clone()));
-        if let Some(id) = replaced {
+        if let Some(Replaced { id, .. }) = replaced {
             self.retire(id, loaded.as_ref().and_then(|fork| fork.as_ref()));
         }
         // Whoever is told may ask for the forks.
         drop(commits);
         drop(loaded);
-        if let Some(id) = replaced {
+        if let Some(Replaced { id, .. }) = replaced {
             self.tell(&record.name, id);
         }
         self.tell(&record.name, fork.id());

@@ -5,6 +5,7 @@
 //! only, never while waiting for the disk).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ use super::core::Core;
 pub struct Fork {
     pub(super) core: Arc<Core>,
     pub(super) id: ForkId,
-    pub(super) name: String,
+    pub(super) name: Name,
     pub(super) record: Mutex<ForkRecord>,
     pub(super) head: Mutex<Head>,
     pub(super) commit: Mutex<Backlog>,
@@ -43,6 +44,15 @@ pub struct Fork {
     pub(super) faulty: AtomicBool,
     /// Whether it is its base that has changed.
     pub(super) base_changed: AtomicBool,
+}
+
+/// A fork's name, which may change while it is printed.
+pub(super) struct Name(RwLock<String>);
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.read().fmt(f)
+    }
 }
 
 /// Frozen layers whose commit found no space; the next commit begins with them.
@@ -130,7 +140,7 @@ impl Fork {
         Arc::new(Fork {
             core,
             id: record.id,
-            name: record.name.clone(),
+            name: Name(RwLock::new(record.name.clone())),
             record: Mutex::new(record),
             committed: AtomicU64::new(head.seq - 1),
             head: Mutex::new(head),
@@ -149,8 +159,14 @@ impl Fork {
     }
 
     /// The fork's name.
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn name(&self) -> String {
+        self.name.0.read().clone()
+    }
+
+    /// Takes over what the map has of the fork now.
+    pub(super) fn set_record(&self, record: ForkRecord) {
+        self.name.0.write().clone_from(&record.name);
+        *self.record.lock() = record;
     }
 
     /// The state, for an operation that only reads it.
@@ -172,7 +188,7 @@ impl Fork {
     pub(super) fn check_fault(&self) -> Result<()> {
         if self.faulty.load(Ordering::Relaxed) {
             let why = self.fault.lock().clone().unwrap_or_default();
-            return Err(Error::Poisoned(self.name.clone(), why));
+            return Err(Error::Poisoned(self.name(), why));
         }
         Ok(())
     }
@@ -191,6 +207,22 @@ impl Fork {
     /// Why the fork accepts nothing more, if so.
     pub fn fault(&self) -> Option<String> {
         self.fault.lock().clone()
+    }
+
+    /// Holds off commits, when the fork's record in memory is one that may be written
+    /// to the map: a frozen layer that waits for its commit must be there before the
+    /// record that names the layer above it.
+    pub(super) fn settled(&self) -> Result<MutexGuard<'_, Backlog>> {
+        self.sync_all()?;
+        let backlog = self.commit.lock();
+        if self.removed.load(Ordering::SeqCst) {
+            return Err(Error::Stale);
+        }
+        match backlog.units.is_empty() {
+            true => Ok(backlog),
+            // Frozen since then, by one who found no room to make it durable.
+            false => Err(Error::NoSpace),
+        }
     }
 
     /// The delta file that the fork writes to.

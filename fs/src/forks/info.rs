@@ -147,7 +147,7 @@ impl Store {
         Ok(self.describe(&record, &mut self.shared()))
     }
 
-    fn records(&self) -> Vec<ForkRecord> {
+    pub(super) fn records(&self) -> Vec<ForkRecord> {
         self.forks.read().values().map(|k| k.record.lock().clone()).collect()
     }
 

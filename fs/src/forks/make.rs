@@ -189,15 +189,21 @@ impl Store {
         self.change_record(&fork, |record| record.meta = meta.to_vec())
     }
 
-    pub(super) fn change_record(&self, fork: &Arc<Fork>, change: impl FnOnce(&mut ForkRecord)) -> Result<()> {
-        // A frozen layer that waits for its commit must reach the map before
-        // the record that names the layer above it.
-        fork.sync_all()?;
-        let _commit = fork.commit.lock();
+    fn change_record(&self, fork: &Arc<Fork>, change: impl FnOnce(&mut ForkRecord)) -> Result<()> {
+        self.change_record_with(fork, Batch::default(), change)
+    }
+
+    /// The same together with what is in `batch`.
+    pub(super) fn change_record_with(
+        &self,
+        fork: &Arc<Fork>,
+        mut batch: Batch,
+        change: impl FnOnce(&mut ForkRecord),
+    ) -> Result<()> {
+        let _commit = fork.settled()?;
         let mut record = fork.record.lock();
         let mut new = record.clone();
         change(&mut new);
-        let mut batch = Batch::default();
         batch.put(new.encode());
         self.core.map.commit(&batch)?;
         *record = new.clone();

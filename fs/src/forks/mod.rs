@@ -21,18 +21,21 @@ mod phases;
 mod quota;
 mod read;
 mod reclaim;
+mod rename;
 mod rest;
+mod snapshot;
 mod sort;
 mod store;
 pub mod store_file;
 mod tables;
 mod write;
 
-pub use branch::{Edit, ForkReport, ResetTo, SnapshotInfo};
+pub use branch::{Edit, ForkReport, ResetTo};
 #[cfg(feature = "rocks")]
 pub use directory::{check_closed, repair_closed};
 pub use fork::Fork;
 pub use info::{ForkEntry, ForkInfo, Space, Status};
+pub use snapshot::SnapshotInfo;
 pub use sort::Layout;
 pub use store::{Parts, Store};
 

@@ -68,8 +68,12 @@ pub struct Store {
     pub(super) names: RwLock<HashMap<String, ForkId>>,
     /// Names of forks that are being made.
     pub(super) reserved: Mutex<HashSet<String>>,
-    /// One reset at a time.
-    pub(super) resets: Mutex<()>,
+    /// Held by whoever changes what belongs to a fork: a reset, a rename, a promotion,
+    /// the removal of a snapshot.
+    pub(super) changes: Mutex<()>,
+    /// Held for writing by a rename, and for reading while a fork is made: what it
+    /// is made from keeps its name.
+    pub(super) renames: RwLock<()>,
     pub(super) background: Arc<Background>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(super) hook: RwLock<Option<Hook>>,
@@ -210,7 +214,8 @@ impl Store {
             forks: RwLock::default(),
             names: RwLock::default(),
             reserved: Mutex::default(),
-            resets: Mutex::default(),
+            changes: Mutex::default(),
+            renames: RwLock::default(),
             background: Arc::default(),
             threads: Mutex::default(),
             hook: RwLock::default(),

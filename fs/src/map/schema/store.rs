@@ -5,7 +5,7 @@ use super::{
     Time, Writer, hex, key, layer_prefix, read_fork_key, tag,
 };
 use crate::error::{Error, Result};
-use crate::ids::{FileId, ForkId, LayerId, check_fork_name};
+use crate::ids::{FileId, ForkId, LayerId, check_fork_name, check_label};
 
 /// The highest identifiers that may be in use; a restart goes on above them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -199,7 +199,7 @@ impl SnapshotRecord {
         let (fork, label) = (kr.fork()?, kr.0);
         let mut r = Reader::open(k, v)?;
         let label = match String::from_utf8(label.to_vec()) {
-            Ok(label) if label.is_empty() || check_fork_name(&label).is_ok() => label,
+            Ok(label) if label.is_empty() || check_label(&label).is_ok() => label,
             _ => return r.fail("the label cannot be"),
         };
         let record = SnapshotRecord { layer: LayerId(r.u64()?), created: r.time()? };
