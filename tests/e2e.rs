@@ -24,5 +24,6 @@ mod e2e {
     mod lifecycle;
     mod oracle_controls;
     mod security;
+    mod snapshots;
     mod space;
 }

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod branches;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,6 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::{KeepFree, MapMemory};
 use crate::daemon::ports::PortRange;
 use crate::error::Kind;
+
+pub use self::branches::{CheckpointMode, CheckpointOptions, Place, Snapshot, Snapshots};
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -59,8 +63,12 @@ pub enum Command {
     Stop(Stop),
     /// Stop a fork's PostgreSQL if it runs, and start it
     Restart(Restart),
-    /// Fork a cluster, running or stopped
+    /// Fork a cluster, running or stopped, or a snapshot
     Fork(Fork),
+    /// Keep what a fork is now, under a label
+    Snapshot(Snapshot),
+    /// List snapshots
+    Snapshots(Snapshots),
     /// Run psql on a fork
     Psql(Psql),
     /// Print a fork's connection strings
@@ -74,7 +82,7 @@ pub enum Command {
     Path(Show),
     /// Limit what a fork's own writes may take of the disk
     Quota(Quota),
-    /// Remove forks
+    /// Remove forks or snapshots
     #[command(visible_alias = "remove")]
     Rm(Rm),
     /// Mount the store (starts its daemon)
@@ -268,22 +276,21 @@ pub struct Restart {
 Examples:
   pgcowfs fork main pr42
   pgcowfs fork main pr42 --start
+  pgcowfs fork main@seeded pr42                   main as it was when that snapshot was made
   pgcowfs fork main pr42 --checkpoint always      shortest recovery in the fork
   pgcowfs fork main pr42 --json                   with fork_ms and stall_ms
 
 The fork is the parent at one instant; a running parent runs on. The fork has its own port and socket directory, and does \
 not archive, replicate, subscribe or run scheduled jobs (unless --keep-identity).")]
 pub struct Fork {
-    /// The fork to copy
-    pub parent: String,
+    /// The fork to copy, or a snapshot of one
+    #[arg(value_name = "FORK[@LABEL]")]
+    pub parent: Place,
     /// The new fork's name
     pub child: String,
-    /// Ask a running parent for a CHECKPOINT first; auto: when it wrote more WAL than --checkpoint-wal since the last one
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
-    pub checkpoint: CheckpointMode,
-    /// The amount of WAL for --checkpoint auto
-    #[arg(long, value_name = "SIZE", default_value = "64MB", value_parser = size)]
-    pub checkpoint_wal: u64,
+    /// About the parent's server.
+    #[command(flatten)]
+    pub checkpoint: CheckpointOptions,
     /// Start the new fork, too
     #[arg(long)]
     pub start: bool,
@@ -386,12 +393,14 @@ pub enum QuotaChange {
 Examples:
   pgcowfs rm pr42
   pgcowfs rm --force pr42 pr43        stops their servers first (immediate mode)
+  pgcowfs rm main@seeded              a snapshot
 
-A parent may be removed before its children; they keep everything they share with it.")]
+A parent may be removed before its children, and a snapshot before the forks that were made from it; they keep everything \
+they share with it. The snapshots of a fork go with it.")]
 pub struct Rm {
-    /// The forks
-    #[arg(required = true, value_name = "FORK")]
-    pub forks: Vec<String>,
+    /// The forks and snapshots
+    #[arg(required = true, value_name = "FORK[@LABEL]")]
+    pub places: Vec<Place>,
     /// Stop a running server first
     #[arg(long, short)]
     pub force: bool,
@@ -536,17 +545,6 @@ pub enum StopMode {
     Immediate,
 }
 
-/// Whether `fork` asks the parent for a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CheckpointMode {
-    /// When much WAL was written since the last one.
-    Auto,
-    /// In any case.
-    Always,
-    /// Not at all.
-    Never,
-}
-
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(s) if s > 0.0 && s <= 86_400.0 * 365.0 => Ok(Duration::from_secs_f64(s)),
@@ -661,6 +659,11 @@ mod tests {
             "pgcowfs stop a --timeout 3 -m immediate",
             "pgcowfs url a --tcp -d shop",
             "pgcowfs rm -f a b",
+            "pgcowfs rm a@b c",
+            "pgcowfs snapshot a",
+            "pgcowfs snapshot a v1 --checkpoint always",
+            "pgcowfs snapshots --json",
+            "pgcowfs fork a@v1 b",
             "pgcowfs fork a b --quota 1GB",
             "pgcowfs quota a",
             "pgcowfs quota a 2GB",

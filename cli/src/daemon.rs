@@ -2,6 +2,7 @@
 //! requests on the control socket. Ends on SIGTERM, SIGINT, `umount`, or when
 //! somebody unmounts it from outside; always with everything durable.
 
+mod branches;
 pub mod clients;
 pub mod logger;
 pub mod mounts;

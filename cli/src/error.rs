@@ -20,9 +20,9 @@ pub enum Kind {
     Failed,
     /// A command line that cannot be carried out, whatever the store holds.
     Usage,
-    /// A fork, store or directory that is not there.
+    /// A fork, snapshot, store or directory that is not there.
     NotFound,
-    /// A fork or store that is there already.
+    /// A fork, snapshot or store that is there already.
     Exists,
     /// The wrong moment: running, stopped, mounted or in use.
     State,
@@ -69,9 +69,9 @@ impl Kind {
     pub fn meaning(self) -> &'static str {
         match self {
             Kind::Failed => "any other failure",
-            Kind::Usage => "bad command line, bad fork name",
-            Kind::NotFound => "no such fork, store or directory",
-            Kind::Exists => "the fork or store exists already",
+            Kind::Usage => "bad command line, bad name of a fork or snapshot",
+            Kind::NotFound => "no such fork, snapshot, store or directory",
+            Kind::Exists => "the fork, snapshot or store exists already",
             Kind::State => "wrong state: running, stopped, mounted, port or store in use",
             Kind::Environment => "missing on this machine: FUSE, PostgreSQL binaries, a user, permission",
             Kind::BadInput => {
@@ -241,6 +241,8 @@ impl From<pgcowfs::Error> for Error {
         use pgcowfs::Error as Core;
         let message = error.to_string();
         match error {
+            Core::NoSuchFork(name) if name.contains('@') => Error::new(Kind::NotFound, message)
+                .hint(format!("to use a snapshot, fork it: pgcowfs fork {name} NEW")),
             Core::NoSuchFork(_) => Error::new(Kind::NotFound, message).hint("`pgcowfs list` shows the forks of the store"),
             Core::NoSuchSnapshot(fork, _) => Error::new(Kind::NotFound, message)
                 .hint(format!("`pgcowfs snapshots {fork}` shows those it has")),

@@ -22,7 +22,7 @@ use crate::meta::{ForkMeta, Origin};
 
 /// Goes up with every incompatible change. `hello` and `shutdown` stay as they
 /// are for ever, so that a new program can end an old daemon.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// What a client asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,6 +55,25 @@ pub enum Request {
     Remove {
         /// The fork.
         fork: String,
+    },
+    /// Keeps what a fork is now. -> [`Snapshotted`]
+    Snapshot {
+        /// The fork.
+        fork: String,
+        /// The label; null: made from the time.
+        label: Option<String>,
+    },
+    /// -> `Vec<SnapshotRow>`, the oldest of each fork first
+    Snapshots {
+        /// The fork; null: all.
+        fork: Option<String>,
+    },
+    /// Removes a snapshot. -> null
+    RemoveSnapshot {
+        /// The fork.
+        fork: String,
+        /// The label.
+        label: String,
     },
     /// Makes everything in the fork durable. -> null
     Sync {
@@ -246,6 +265,9 @@ pub struct Created {
 pub struct ForkSpec {
     /// The fork to copy.
     pub parent: String,
+    /// As it was when this snapshot of it was made; null: as it is now.
+    #[serde(default)]
+    pub snapshot: Option<String>,
     /// The new fork's name.
     pub child: String,
     /// The port that the user has chosen.
@@ -274,6 +296,34 @@ pub struct Forked {
     pub map_bytes: u64,
     /// What its user should know.
     pub warnings: Vec<String>,
+}
+
+/// One snapshot, as the daemon knows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotRow {
+    /// The fork that keeps it.
+    pub fork: String,
+    /// Its label.
+    pub label: String,
+    /// RFC 3339.
+    pub created_at: String,
+    /// Sum of its files' sizes.
+    pub logical_bytes: u64,
+    /// Bytes of the pages by which it differs from the one before.
+    pub changed_bytes: u64,
+    /// The other forks that stand on it.
+    pub forks: Vec<String>,
+}
+
+/// What a snapshot did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshotted {
+    /// The snapshot.
+    pub row: SnapshotRow,
+    /// From the call to its durable return.
+    pub snapshot_ms: f64,
+    /// For how long the fork's writes were held.
+    pub stall_ms: f64,
 }
 
 /// What to check.

@@ -1,6 +1,8 @@
 //! What commands report: typed values, made first and rendered last, as JSON
 //! (field names are part of the interface, see `docs/CLI.md`) or for people.
 
+mod branches;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +12,8 @@ use crate::error::one_line;
 use crate::postgres::server::State;
 use crate::protocol::{Collected, ForkRow, Inspected};
 use crate::ui::{Cell, bytes_text, duration_text, pairs, table};
+
+pub use self::branches::{SnapshotEntry, SnapshotReport, SnapshotsReport};
 
 /// A command's result.
 pub trait Report: Serialize {
@@ -252,6 +256,8 @@ pub struct ForkedReport {
     /// The new fork.
     #[serde(flatten)]
     pub fork: ForkReport,
+    /// The snapshot it was made from.
+    pub snapshot: Option<String>,
     /// From the request for the fork to its durable end.
     pub fork_ms: f64,
     /// For how long the parent's writes were held.
@@ -269,10 +275,13 @@ pub struct ForkedReport {
 impl Report for ForkedReport {
     fn human(&self, _color: bool) -> String {
         let parent = self.fork.parent.as_deref().unwrap_or("-");
-        let mut out = format!(
-            "forked {parent} as {} in {:.1} ms ({parent}'s writes were held for {:.3} ms)\n",
-            self.fork.name, self.fork_ms, self.stall_ms
-        );
+        let (name, fork_ms, stall_ms) = (&self.fork.name, self.fork_ms, self.stall_ms);
+        let mut out = match &self.snapshot {
+            Some(label) => format!("forked {parent}@{label} as {name} in {fork_ms:.1} ms\n"),
+            None => format!(
+                "forked {parent} as {name} in {fork_ms:.1} ms ({parent}'s writes were held for {stall_ms:.3} ms)\n"
+            ),
+        };
         if let Some(ms) = self.checkpoint_ms {
             out += &format!(
                 "the CHECKPOINT before it took {}\n",

@@ -206,8 +206,24 @@ pub fn duration_text(duration: Duration) -> String {
         _ if s < 1.0 => format!("{:.0} ms", s * 1e3),
         _ if s < 60.0 => format!("{s:.1} s"),
         _ if s < 3600.0 => format!("{} min {} s", duration.as_secs() / 60, duration.as_secs() % 60),
-        _ => format!("{} h {} min", duration.as_secs() / 3600, duration.as_secs() / 60 % 60),
+        _ if s < 48.0 * 3600.0 => {
+            format!("{} h {} min", duration.as_secs() / 3600, duration.as_secs() / 60 % 60)
+        }
+        _ => format!("{} d {} h", duration.as_secs() / 86_400, duration.as_secs() / 3600 % 24),
     }
+}
+
+/// The same for a number of milliseconds.
+pub fn ms_text(ms: f64) -> String {
+    duration_text(Duration::from_secs_f64(ms / 1e3))
+}
+
+/// How long ago an RFC 3339 time was.
+pub fn age_text(time: &str) -> String {
+    let Ok(then) = time.parse::<jiff::Timestamp>() else { return "-".into() };
+    // Clocks are set back now and then.
+    let age = Duration::try_from(jiff::Timestamp::now().duration_since(then)).unwrap_or_default();
+    duration_text(Duration::from_secs(age.as_secs()))
 }
 
 /// Columns under headings; `right` says which are numbers. A cell may carry a
@@ -278,6 +294,11 @@ mod tests {
         assert_eq!(duration_text(Duration::from_millis(230)), "230 ms");
         assert_eq!(duration_text(Duration::from_secs(200)), "3 min 20 s");
         assert_eq!(duration_text(Duration::from_secs(7260)), "2 h 1 min");
+        assert_eq!(duration_text(Duration::from_secs(49 * 3600)), "2 d 1 h");
+        assert_eq!(
+            (age_text("1970-01-01").as_str(), age_text("9000-01-01T00:00:00Z").as_str()),
+            ("-", "0 ms")
+        );
     }
 
     #[test]

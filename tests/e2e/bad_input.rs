@@ -13,18 +13,18 @@ use crate::common::store::{QUIET, Store, number, text};
 use crate::common::{is_root, ordinary_users_mount, skipped, turn_on_a_mount};
 
 /// The exit statuses of a command that refuses, as docs/CLI.md lists them.
-const USAGE: i32 = 2;
-const NOT_FOUND: i32 = 3;
-const EXISTS: i32 = 4;
-const STATE: i32 = 5;
+pub const USAGE: i32 = 2;
+pub const NOT_FOUND: i32 = 3;
+pub const EXISTS: i32 = 4;
+pub const STATE: i32 = 5;
 const ENVIRONMENT: i32 = 6;
-const BAD_INPUT: i32 = 7;
+pub const BAD_INPUT: i32 = 7;
 const STORAGE: i32 = 8;
 const POSTGRES: i32 = 9;
 
 /// A command must refuse: that exit status, nothing on stdout, and an error that names each of `names`.
 #[track_caller]
-fn refused(done: &Done, code: i32, names: &[&str]) {
+pub fn refused(done: &Done, code: i32, names: &[&str]) {
     assert_eq!(done.code, code, "exit status of {}", done.report());
     assert!(done.stdout.trim().is_empty(), "an error belongs on stderr: {}", done.report());
     for name in names {
@@ -32,12 +32,13 @@ fn refused(done: &Done, code: i32, names: &[&str]) {
     }
 }
 
-/// The same for a command on a store, whose forks stay as they are.
+/// The same for a command on a store, whose forks and snapshots stay as they are.
 #[track_caller]
-fn refuses(store: &Store, args: &[&str], code: i32, names: &[&str]) {
-    let before = store.listing();
+pub fn refuses(store: &Store, args: &[&str], code: i32, names: &[&str]) {
+    let look = || (store.listing(), store.json(["snapshots"]));
+    let before = look();
     refused(&store.run(args), code, names);
-    assert_eq!(store.listing(), before, "changed by {args:?}");
+    assert_eq!(look(), before, "changed by {args:?}");
 }
 
 /// Names that are none, forks that are there or are not.

@@ -102,6 +102,7 @@ fn requests() -> Vec<Vec<u8>> {
     let settings = vec![("work_mem".to_string(), "5MB".to_string())];
     let spec = ForkSpec {
         parent: fork(),
+        snapshot: None,
         child: "pr42".into(),
         port: None,
         listen: "*".into(),

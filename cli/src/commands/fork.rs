@@ -2,20 +2,27 @@
 
 use std::time::Duration;
 
-use super::{Context, ms, start, state, user};
+use super::checkpoint::checkpoint;
+use super::{Context, ms, start};
 use crate::args::{BinaryOptions, CheckpointMode, Fork, StartOptions, Switch};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::postgres::cluster;
-use crate::postgres::connect::{self, Address, When};
-use crate::postgres::server::State;
-use crate::protocol::{ForkRow, ForkSpec, Forked, Request};
+use crate::protocol::{ForkSpec, Forked, Request};
 use crate::report::ForkedReport;
 
 /// Forks a cluster.
 pub fn run(context: &Context, args: &Fork) -> Result<()> {
     pgcowfs::check_fork_name(&args.child)?;
     let mut client = context.client()?;
-    let parent = client.info(&args.parent)?;
+    let parent = client.info(&args.parent.fork)?;
+    if let Some(label) = &args.parent.label {
+        pgcowfs::check_label(label)?;
+        if args.checkpoint.checkpoint == CheckpointMode::Always {
+            return Err(Error::new(Kind::Usage, "--checkpoint always does not go with a snapshot")
+                .cause(format!("what {} is was settled when it was made", args.parent))
+                .hint("give it to `pgcowfs snapshot`"));
+        }
+    }
     // A name that is taken should not cost a checkpoint.
     if client.info(&args.child).is_ok() {
         return Err(pgcowfs::Error::ForkExists(args.child.clone()).into());
@@ -23,9 +30,13 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
     if let Some(base) = &parent.base {
         cluster::check_base(&parent.name, base, parent.meta.base_mark)?;
     }
-    let checkpoint = checkpoint(context, args, &parent)?;
+    let checkpoint = match &args.parent.label {
+        None => checkpoint(context, &args.checkpoint, &parent)?,
+        Some(_) => None,
+    };
     let forked: Forked = client.call(&Request::Fork(ForkSpec {
-        parent: args.parent.clone(),
+        parent: args.parent.fork.clone(),
+        snapshot: args.parent.label.clone(),
         child: args.child.clone(),
         port: args.server.port,
         listen: args.server.listen.clone(),
@@ -43,6 +54,7 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
     let row = if args.start { client.info(&args.child)? } else { forked.row };
     context.ui.print(&ForkedReport {
         fork: context.report(&row),
+        snapshot: args.parent.label.clone(),
         fork_ms: forked.fork_ms,
         stall_ms: forked.stall_ms,
         checkpoint_ms: checkpoint.map(ms),
@@ -50,37 +62,6 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
         start_ms: started.map(ms),
         warnings: forked.warnings,
     })
-}
-
-/// Shortens the recovery that the fork will begin with.
-fn checkpoint(context: &Context, args: &Fork, parent: &ForkRow) -> Result<Option<Duration>> {
-    let when = match args.checkpoint {
-        CheckpointMode::Never => return Ok(None),
-        CheckpointMode::Auto => When::AboveWal(args.checkpoint_wal),
-        CheckpointMode::Always => When::Always,
-    };
-    let State::Running(_) = state(parent) else {
-        return Ok(None);
-    };
-    let user = user(parent)?;
-    let address = Address {
-        socket_dir: &parent.meta.socket_dir,
-        port: parent.meta.port,
-        role: &parent.meta.superuser,
-        password: parent.meta.password.as_deref(),
-        user: &user,
-    };
-    match connect::checkpoint(&address, when) {
-        Ok(took) => Ok(took),
-        // The fork is as good without it, it only recovers for longer.
-        Err(error) if args.checkpoint == CheckpointMode::Auto => {
-            context.ui.warn(format!("forking without a CHECKPOINT before: {error}"));
-            Ok(None)
-        }
-        Err(error) => Err(error.hint(
-            "fork without it: --checkpoint never (the fork then recovers for longer at its first start)",
-        )),
-    }
 }
 
 /// `start`'s defaults.

@@ -2,6 +2,7 @@
 //! themselves, and print one report.
 
 mod check;
+mod checkpoint;
 mod create;
 mod fork;
 mod gc;
@@ -12,6 +13,7 @@ mod psql;
 mod quota;
 mod rm;
 mod show;
+mod snapshot;
 mod start;
 mod status;
 mod stop;
@@ -22,6 +24,7 @@ use crate::args::{Cli, Command};
 use crate::client::Client;
 use crate::config::StorePaths;
 use crate::error::Result;
+use crate::postgres::connect::Address;
 use crate::postgres::server::State;
 use crate::postgres::user::OsUser;
 use crate::protocol::ForkRow;
@@ -58,6 +61,8 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<()> {
         Command::Stop(args) => stop::run(&context, args),
         Command::Restart(args) => start::restart(&context, args),
         Command::Fork(args) => fork::run(&context, args),
+        Command::Snapshot(args) => snapshot::run(&context, args),
+        Command::Snapshots(args) => snapshot::list(&context, args),
         Command::Psql(args) => psql::run(&context, args),
         Command::Url(args) => url::run(&context, args),
         Command::List(_) => list::run(&context),
@@ -82,6 +87,17 @@ fn state(row: &ForkRow) -> State {
 /// The user a fork's server runs as.
 fn user(row: &ForkRow) -> Result<OsUser> {
     OsUser::numbered(row.meta.uid)
+}
+
+/// How to reach a fork's server.
+fn address<'a>(row: &'a ForkRow, user: &'a OsUser) -> Address<'a> {
+    Address {
+        socket_dir: &row.meta.socket_dir,
+        port: row.meta.port,
+        role: &row.meta.superuser,
+        password: row.meta.password.as_deref(),
+        user,
+    }
 }
 
 /// Milliseconds, for reports.

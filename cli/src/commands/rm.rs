@@ -3,33 +3,57 @@
 use std::time::Duration;
 
 use super::{Context, state};
-use crate::args::Rm;
+use crate::args::{Place, Rm};
+use crate::client::Client;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::server::{self, State, StopHow};
-use crate::protocol::{ForkRow, Request};
+use crate::protocol::{ForkRow, Request, SnapshotRow};
 use crate::report::RmReport;
 
-/// Removes forks: all of them, or none if one of them cannot be.
+/// Removes forks and snapshots: all of them, or none if one of them cannot be.
 pub fn run(context: &Context, args: &Rm) -> Result<()> {
     let mut client = context.client()?;
-    let mut rows: Vec<ForkRow> = Vec::new();
-    for fork in &args.forks {
-        if rows.iter().any(|row| row.name == *fork) {
-            return Err(Error::new(Kind::Usage, format!("fork {fork:?} is named twice")));
+    let (mut forks, mut snapshots) = (Vec::new(), Vec::new());
+    for (number, place) in args.places.iter().enumerate() {
+        if args.places[..number].contains(place) {
+            return Err(Error::new(Kind::Usage, format!("{:?} is named twice", place.to_string())));
         }
-        let row = client.info(fork)?;
-        if let (State::Running(pid), false) = (state(&row), args.force) {
-            return Err(Error::new(Kind::State, format!("fork {fork:?} is running"))
-                .cause(format!("process {pid} serves it"))
-                .hint(format!("stop it first, or let rm do so: pgcowfs rm --force {fork}")));
+        match &place.label {
+            None => forks.push(removable(&mut client, &place.fork, args.force)?),
+            Some(label) => {
+                find_snapshot(&mut client, place, label)?;
+                snapshots.push((place.fork.clone(), label.clone()));
+            }
         }
-        rows.push(row);
     }
-    for row in &rows {
+    // A fork takes its snapshots along.
+    for (fork, label) in snapshots {
+        client.call::<()>(&Request::RemoveSnapshot { fork, label })?;
+    }
+    for row in &forks {
         if let State::Running(pid) = state(row) {
             server::stop(&row.name, &row.pgdata, pid, StopHow::Immediate, Duration::from_secs(60))?;
         }
         client.call::<()>(&Request::Remove { fork: row.name.clone() })?;
     }
-    context.ui.print(&RmReport { removed: args.forks.clone() })
+    context.ui.print(&RmReport { removed: args.places.iter().map(Place::to_string).collect() })
+}
+
+fn removable(client: &mut Client, fork: &str, force: bool) -> Result<ForkRow> {
+    let row = client.info(fork)?;
+    if let (State::Running(pid), false) = (state(&row), force) {
+        return Err(Error::new(Kind::State, format!("fork {fork:?} is running"))
+            .cause(format!("process {pid} serves it"))
+            .hint(format!("stop it first, or let rm do so: pgcowfs rm --force {fork}")));
+    }
+    Ok(row)
+}
+
+fn find_snapshot(client: &mut Client, place: &Place, label: &str) -> Result<()> {
+    pgcowfs::check_label(label)?;
+    let there: Vec<SnapshotRow> = client.call(&Request::Snapshots { fork: Some(place.fork.clone()) })?;
+    match there.iter().any(|snapshot| snapshot.label == label) {
+        true => Ok(()),
+        false => Err(pgcowfs::Error::NoSuchSnapshot(place.fork.clone(), label.to_string()).into()),
+    }
 }

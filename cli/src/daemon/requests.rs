@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
@@ -168,6 +168,9 @@ impl Daemon {
             Request::Publish { fork } => reply(self.publish(&fork)),
             Request::Fork(spec) => reply(self.fork(&spec)),
             Request::Remove { fork } => reply(self.remove(&fork)),
+            Request::Snapshot { fork, label } => reply(self.snapshot(&fork, label.as_deref())),
+            Request::Snapshots { fork } => reply(self.snapshots(fork.as_deref())),
+            Request::RemoveSnapshot { fork, label } => reply(self.remove_snapshot(&fork, &label)),
             Request::Sync { fork } => reply(self.sync(&fork)),
             Request::SetPort { fork, port } => reply(self.set_port(&fork, port)),
             Request::SetQuota { fork, bytes } => reply(self.set_quota(&fork, bytes)),
@@ -304,7 +307,7 @@ impl Daemon {
         forks.iter().filter(|info| !info.incomplete).map(|info| self.row(info)).collect()
     }
 
-    fn info(&self, fork: &str) -> Result<ForkRow> {
+    pub(super) fn info(&self, fork: &str) -> Result<ForkRow> {
         let info = self.store.info(fork)?;
         if info.incomplete {
             return Err(Error::new(Kind::State, format!("fork {fork:?} is still being made"))
@@ -320,13 +323,10 @@ impl Daemon {
     }
 
     fn row(&self, info: &ForkInfo) -> Result<ForkRow> {
-        let created = jiff::Timestamp::try_from(info.created_at).map_err(|e| {
-            Error::new(Kind::Failed, "a fork's time of creation is out of range").cause(e.to_string())
-        })?;
         Ok(ForkRow {
             name: info.name.clone(),
             parent: info.parent.clone(),
-            created_at: format!("{created:.3}"),
+            created_at: rfc3339(info.created_at)?,
             depth: info.depth,
             delta_bytes: info.delta_bytes,
             wal_bytes: info.wal_bytes,
@@ -461,7 +461,11 @@ impl Daemon {
                 false => Err(pgcowfs::Error::Invalid("the rules of a fork's identity refuse it")),
             }
         };
-        let report = self.store.fork(&spec.parent, &spec.child, &meta.encode()?, &mut edit);
+        let (parent, child, meta) = (&spec.parent, &spec.child, meta.encode()?);
+        let report = match &spec.snapshot {
+            None => self.store.fork(parent, child, &meta, &mut edit),
+            Some(label) => self.store.fork_snapshot(parent, label, child, &meta, &mut edit),
+        };
         let warnings = outcome?;
         let report = report?;
         log::info!(
@@ -571,6 +575,13 @@ pub fn refresh(paths: &StorePaths, store: &Store) {
 pub fn socket_locks(store: &Store) -> Vec<PathBuf> {
     let metas = store.entries().into_iter().filter_map(|info| ForkMeta::decode(&info.name, &info.meta).ok());
     metas.map(|meta| meta.socket_dir.join(format!(".s.PGSQL.{}.lock", meta.port))).collect()
+}
+
+/// A time as reports have it.
+pub fn rfc3339(time: SystemTime) -> Result<String> {
+    let time = jiff::Timestamp::try_from(time)
+        .map_err(|e| Error::new(Kind::Failed, "a time of creation is out of range").cause(e.to_string()))?;
+    Ok(format!("{time:.3}"))
 }
 
 /// Whether a fork's server runs.

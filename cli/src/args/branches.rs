@@ -1,0 +1,110 @@
+//! The command line about snapshots, and what is done with whole forks.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+
+use super::size;
+
+/// A fork, or one of its snapshots: `FORK` or `FORK@LABEL`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The fork.
+    pub fork: String,
+    /// The snapshot's label.
+    pub label: Option<String>,
+}
+
+impl FromStr for Place {
+    type Err = Infallible;
+    fn from_str(text: &str) -> Result<Place, Infallible> {
+        // No name has an @ in it.
+        Ok(match text.split_once('@') {
+            Some((fork, label)) => Place { fork: fork.into(), label: Some(label.into()) },
+            None => Place { fork: text.into(), label: None },
+        })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.label {
+            Some(label) => write!(f, "{}@{label}", self.fork),
+            None => f.write_str(&self.fork),
+        }
+    }
+}
+
+/// Whether a running server is asked for a checkpoint first.
+#[derive(Args, Debug)]
+pub struct CheckpointOptions {
+    /// Ask a running server for a CHECKPOINT first; auto: when it wrote more WAL than --checkpoint-wal since the last one
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub checkpoint: CheckpointMode,
+    /// The amount of WAL for --checkpoint auto
+    #[arg(long, value_name = "SIZE", default_value = "64MB", value_parser = size)]
+    pub checkpoint_wal: u64,
+}
+
+/// Whether a checkpoint is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CheckpointMode {
+    /// When much WAL was written since the last one.
+    Auto,
+    /// In any case.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// `snapshot`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs snapshot pr42                       as pr42@20260102-030405 (the time, UTC)
+  pgcowfs snapshot pr42 seeded                as pr42@seeded
+  pgcowfs snapshot main --checkpoint always   shortest recovery in what is made from it
+  pgcowfs fork pr42@seeded pr43               a fork of it
+  pgcowfs reset pr42 --to seeded              the fork as it was then
+  pgcowfs rm pr42@seeded
+
+The fork may be running, and busy. A snapshot takes no space at first; it keeps what the fork changes from then on.")]
+pub struct Snapshot {
+    /// The fork to keep
+    pub fork: String,
+    /// The snapshot's label [default: the time]
+    pub label: Option<String>,
+    /// About its server.
+    #[command(flatten)]
+    pub checkpoint: CheckpointOptions,
+}
+
+/// `snapshots`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs snapshots
+  pgcowfs snapshots pr42 --json | jq -r '.[].label'
+
+CHANGED is the pages by which a snapshot differs from the one before it (or from what its fork was made from); FORKS are the \
+other forks that stand on it. They keep all they have when it is removed.")]
+pub struct Snapshots {
+    /// Only this fork's
+    pub fork: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places() {
+        for (text, fork, label) in [("a", "a", None), ("a@b", "a", Some("b")), ("a@", "a", Some(""))] {
+            let place: Place = text.parse().unwrap();
+            assert_eq!((place.fork.as_str(), place.label.as_deref()), (fork, label));
+            assert_eq!(place.to_string(), text);
+        }
+    }
+}

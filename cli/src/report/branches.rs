@@ -1,0 +1,74 @@
+//! What the commands about snapshots report, and those about whole forks.
+
+use serde::Serialize;
+
+use super::Report;
+use crate::protocol::SnapshotRow;
+use crate::ui::{Cell, age_text, bytes_text, ms_text, table};
+
+/// One snapshot.
+#[derive(Clone, Debug, Serialize)]
+pub struct SnapshotEntry {
+    /// FORK@LABEL.
+    pub name: String,
+    /// What the daemon knows.
+    #[serde(flatten)]
+    pub row: SnapshotRow,
+}
+
+impl SnapshotEntry {
+    /// With its name.
+    pub fn new(row: SnapshotRow) -> SnapshotEntry {
+        SnapshotEntry { name: format!("{}@{}", row.fork, row.label), row }
+    }
+}
+
+/// `snapshots`
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct SnapshotsReport(pub Vec<SnapshotEntry>);
+
+impl Report for SnapshotsReport {
+    fn human(&self, _color: bool) -> String {
+        let row = |entry: &SnapshotEntry| {
+            let row = &entry.row;
+            vec![
+                Cell::plain(&entry.name),
+                Cell::plain(bytes_text(row.changed_bytes)),
+                Cell::plain(bytes_text(row.logical_bytes)),
+                Cell::plain(age_text(&row.created_at)),
+                Cell::plain(if row.forks.is_empty() { "-".into() } else { row.forks.join(", ") }),
+            ]
+        };
+        let rows: Vec<Vec<Cell>> = self.0.iter().map(row).collect();
+        table(&["SNAPSHOT", "CHANGED", "SIZE", "AGE", "FORKS"], &[false, true, true, true, false], &rows)
+    }
+}
+
+/// `snapshot`
+#[derive(Debug, Serialize)]
+pub struct SnapshotReport {
+    /// The snapshot.
+    #[serde(flatten)]
+    pub snapshot: SnapshotEntry,
+    /// From the request to its durable end.
+    pub snapshot_ms: f64,
+    /// For how long the fork's writes were held.
+    pub stall_ms: f64,
+    /// How long the server's CHECKPOINT took; null if none was asked for.
+    pub checkpoint_ms: Option<f64>,
+}
+
+impl Report for SnapshotReport {
+    fn human(&self, _color: bool) -> String {
+        let (name, SnapshotRow { fork, label, .. }) = (&self.snapshot.name, &self.snapshot.row);
+        let mut out = format!(
+            "kept {fork} as {name} in {:.1} ms ({fork}'s writes were held for {:.3} ms)\n",
+            self.snapshot_ms, self.stall_ms
+        );
+        if let Some(ms) = self.checkpoint_ms {
+            out += &format!("the CHECKPOINT before it took {}\n", ms_text(ms));
+        }
+        out + &format!("next: pgcowfs fork {name} NEW, or pgcowfs reset {fork} --to {label}\n")
+    }
+}
