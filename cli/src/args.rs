@@ -11,7 +11,7 @@ use crate::config::{KeepFree, MapMemory};
 use crate::daemon::ports::PortRange;
 use crate::error::Kind;
 
-pub use self::branches::{CheckpointMode, CheckpointOptions, Place, Snapshot, Snapshots};
+pub use self::branches::{CheckpointMode, CheckpointOptions, Place, Reset, Snapshot, Snapshots};
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -69,6 +69,8 @@ pub enum Command {
     Snapshot(Snapshot),
     /// List snapshots
     Snapshots(Snapshots),
+    /// Put a fork back to what it was made from, to its parent's newest state, or to a snapshot
+    Reset(Reset),
     /// Run psql on a fork
     Psql(Psql),
     /// Print a fork's connection strings
@@ -664,6 +666,8 @@ mod tests {
             "pgcowfs snapshot a v1 --checkpoint always",
             "pgcowfs snapshots --json",
             "pgcowfs fork a@v1 b",
+            "pgcowfs reset a",
+            "pgcowfs reset a --to parent --force -c work_mem=1MB",
             "pgcowfs fork a b --quota 1GB",
             "pgcowfs quota a",
             "pgcowfs quota a 2GB",

@@ -247,7 +247,7 @@ impl From<pgcowfs::Error> for Error {
             Core::NoSuchSnapshot(fork, _) => Error::new(Kind::NotFound, message)
                 .hint(format!("`pgcowfs snapshots {fork}` shows those it has")),
             Core::NoOrigin(fork) => Error::new(Kind::State, message)
-                .hint(format!("only its snapshots are left of it: pgcowfs snapshots {fork}")),
+                .hint(format!("a root can only be put back to one of its snapshots: pgcowfs snapshots {fork}")),
             Core::SnapshotExists(fork, label) => Error::new(Kind::Exists, message)
                 .hint(format!("choose another label, or remove it: pgcowfs rm {fork}@{label}")),
             Core::ForkExists(name) => Error::new(Kind::Exists, message)

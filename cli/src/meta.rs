@@ -74,6 +74,13 @@ pub struct ForkMeta {
     /// runs on the base changes it.
     #[serde(default)]
     pub base_mark: Option<u64>,
+    /// Whether it may act as its parent: a reset asks again.
+    #[serde(default)]
+    pub keep_identity: bool,
+    /// The settings it was made with: a reset to what it was made from makes them
+    /// again.
+    #[serde(default)]
+    pub settings: Vec<(String, String)>,
 }
 
 impl ForkMeta {
@@ -171,6 +178,8 @@ pub(crate) mod tests {
             socket_trusts: true,
             origin: Origin::Initdb,
             base_mark: None,
+            keep_identity: false,
+            settings: Vec::new(),
         }
     }
 

@@ -56,6 +56,11 @@ pub enum Request {
         /// The fork.
         fork: String,
     },
+    /// Refuses what [`Request::Reset`] would refuse, whether or not the fork's server
+    /// runs. -> null
+    CheckReset(ResetSpec),
+    /// Puts a fork back whose server does not run. -> [`Forked`]
+    Reset(ResetSpec),
     /// Keeps what a fork is now. -> [`Snapshotted`]
     Snapshot {
         /// The fork.
@@ -283,10 +288,31 @@ pub struct ForkSpec {
     pub quota: Option<u64>,
 }
 
-/// What a fork did.
+/// A fork to put back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ResetSpec {
+    /// The fork.
+    pub fork: String,
+    /// What to.
+    pub to: ResetTarget,
+}
+
+/// What a fork is put back to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResetTarget {
+    /// What it was made from.
+    Origin,
+    /// What its parent is now.
+    Parent,
+    /// One of its snapshots.
+    Snapshot(String),
+}
+
+/// What a fork or a reset did.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Forked {
-    /// The new fork.
+    /// The fork.
     pub row: ForkRow,
     /// From the call to its durable return.
     pub fork_ms: f64,

@@ -13,7 +13,7 @@ use crate::postgres::server::State;
 use crate::protocol::{Collected, ForkRow, Inspected};
 use crate::ui::{Cell, bytes_text, duration_text, pairs, table};
 
-pub use self::branches::{SnapshotEntry, SnapshotReport, SnapshotsReport};
+pub use self::branches::{ResetReport, SnapshotEntry, SnapshotReport, SnapshotsReport};
 
 /// A command's result.
 pub trait Report: Serialize {

@@ -223,7 +223,10 @@ pub fn age_text(time: &str) -> String {
     let Ok(then) = time.parse::<jiff::Timestamp>() else { return "-".into() };
     // Clocks are set back now and then.
     let age = Duration::try_from(jiff::Timestamp::now().duration_since(then)).unwrap_or_default();
-    duration_text(Duration::from_secs(age.as_secs()))
+    match age.as_secs() {
+        s @ 0..60 => format!("{s} s"),
+        s => duration_text(Duration::from_secs(s)),
+    }
 }
 
 /// Columns under headings; `right` says which are numbers. A cell may carry a
@@ -297,7 +300,7 @@ mod tests {
         assert_eq!(duration_text(Duration::from_secs(49 * 3600)), "2 d 1 h");
         assert_eq!(
             (age_text("1970-01-01").as_str(), age_text("9000-01-01T00:00:00Z").as_str()),
-            ("-", "0 ms")
+            ("-", "0 s")
         );
     }
 

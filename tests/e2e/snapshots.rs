@@ -1,6 +1,6 @@
 //! Snapshots, and what is done with them.
 
-use super::bad_input::{BAD_INPUT, EXISTS, NOT_FOUND, USAGE, refuses};
+use super::bad_input::{BAD_INPUT, EXISTS, NOT_FOUND, STATE, USAGE, refuses};
 use super::lifecycle::psql;
 use crate::common::pg::owner;
 use crate::common::store::{QUIET, Store, number, text};
@@ -77,6 +77,117 @@ fn snapshots_of_a_running_fork() {
     assert_eq!(get(&store, "child"), "7");
     assert!(store.ok(["check"]).contains("nothing is wrong"));
     store.stop("child");
+}
+
+/// A fork is put back, stopped and running, to each thing it can be put back to; it stays itself, and does not become
+/// its parent.
+#[test]
+fn resets() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let store = running_main();
+    // The parent archives, as a production server would.
+    let sql = store.sql("main", "postgres");
+    for setting in ["archive_mode = on", "archive_command = 'false'"] {
+        sql.run(&format!("ALTER SYSTEM SET {setting}")).expect("change a setting");
+    }
+    drop(sql);
+    store.ok(["restart", "main"]);
+    store.ok(["fork", "main", "child", "--set", "work_mem=5MB", "--quota", "1GB"]);
+    let address = |store: &Store| {
+        let show = store.show("child");
+        ["name", "parent", "port", "socket_dir", "url", "tcp_url", "pgdata", "quota_bytes", "created_at"]
+            .map(|field| show[field].clone())
+    };
+    let before = (address(&store), store.ok(["url", "child", "--tcp"]));
+    let is_itself = |n: &str| {
+        let sql = store.sql("child", "postgres");
+        let show = |setting: &str| sql.value(&format!("SHOW {setting}")).expect("ask");
+        assert_eq!(sql.value("SELECT n FROM t").expect("ask"), n);
+        assert_eq!((show("archive_mode").as_str(), show("work_mem").as_str()), ("off", "5MB"));
+        assert_eq!(show("cluster_name"), "child");
+        assert_eq!((address(&store), store.ok(["url", "child", "--tcp"])), before);
+    };
+    set(&store, "main", 2);
+    store.start("child");
+    set(&store, "child", 10);
+    store.ok(["snapshot", "child", "ten"]);
+    set(&store, "child", 11);
+
+    // It runs, and goes on running.
+    let done = store.json(["reset", "child"]);
+    assert!(
+        done["reset_to"].is_null() && done["reset_ms"].is_number() && done["stop_ms"].is_number(),
+        "{done}"
+    );
+    assert_eq!(text(&done, "state"), "running");
+    is_itself("1");
+    set(&store, "child", 12);
+    let done = store.json(["reset", "child", "--to", "ten"]);
+    assert_eq!(text(&done, "reset_to"), "ten");
+    is_itself("10");
+    assert_eq!(text(&store.json(["reset", "child", "--to", "parent"]), "reset_to"), "parent");
+    is_itself("2");
+    // From now on that is what it was made from. Stopped, it stays so; whoever looks sees the right files at once.
+    set(&store, "child", 13);
+    set(&store, "main", 3);
+    store.stop("child");
+    let done = store.json(["reset", "child"]);
+    assert_eq!((text(&done, "state"), &done["start_ms"]), ("stopped", &serde_json::Value::Null));
+    store.start("child");
+    is_itself("2");
+
+    // A root has its snapshots only. Its own archiving is over, too: its history is another one from here on.
+    store.ok(["snapshot", "main", "three"]);
+    set(&store, "main", 4);
+    store.ok(["reset", "main", "--to", "three"]);
+    assert_eq!(get(&store, "main"), "3");
+    assert_eq!(store.sql("main", "postgres").value("SHOW archive_mode").expect("ask"), "off");
+    store.ok(["umount", "--stop"]);
+    assert!(store.ok(["check"]).contains("nothing is wrong"));
+    for (fork, n) in [("main", "3"), ("child", "2")] {
+        store.start(fork);
+        assert_eq!(get(&store, fork), n, "{fork}, after a new start of the daemon");
+    }
+    store.ok(["rm", "--force", "main"]);
+    let parent_is_gone: &[&str] = &["main", "gone", "pgcowfs reset child"];
+    refuses(&store, &["reset", "child", "--to", "parent"], NOT_FOUND, parent_is_gone);
+    store.ok(["reset", "child"]);
+    is_itself("2");
+    store.stop("child");
+}
+
+/// Who is connected is not thrown out unasked; what cannot be is refused before a server has stopped.
+#[test]
+fn bad_resets() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let store = running_main();
+    store.ok(["snapshot", "main", "one"]);
+    store.ok(["fork", "main", "child", "--start"]);
+    let postmaster = store.postmaster("child");
+    refuses(&store, &["reset", "nobody"], NOT_FOUND, &["nobody"]);
+    refuses(&store, &["reset", "main"], STATE, &["main", "root", "pgcowfs snapshots main"]);
+    refuses(&store, &["reset", "main", "--to", "parent"], STATE, &["main", "pgcowfs snapshots main"]);
+    refuses(
+        &store,
+        &["reset", "child", "--to", "one"],
+        NOT_FOUND,
+        &["child", "one", "pgcowfs snapshots child"],
+    );
+    refuses(&store, &["reset", "child", "--to", "a/b"], USAGE, &["a/b", "label"]);
+    let session = store.sql("child", "postgres");
+    refuses(&store, &["reset", "child"], STATE, &["child", "1 open session", "pgcowfs reset --force child"]);
+    assert_eq!(session.value("SELECT n FROM t").expect("ask"), "1", "it is still connected");
+    assert_eq!(store.postmaster("child"), postmaster, "its server has noticed nothing");
+    session.run("UPDATE t SET n = 5").expect("update");
+    store.ok(["reset", "child", "--force"]);
+    assert!(session.value("SELECT 1").is_err(), "it was disconnected");
+    assert_eq!(get(&store, "child"), "1");
+    store.stop("child");
+    store.stop("main");
 }
 
 #[test]

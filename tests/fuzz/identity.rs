@@ -9,7 +9,7 @@ use super::super::target::{Bytes, piece};
 use super::conf::as_postgres;
 use crate::error::Result;
 use crate::postgres::conf::{Settings, entries};
-use crate::postgres::identity::{Identity, apply};
+use crate::postgres::identity::{Identity, Source, apply};
 use crate::postgres::tree::{Text, Tree};
 
 const AUTO: &str = "postgresql.auto.conf";
@@ -77,7 +77,7 @@ pub fn run(input: &[u8]) {
         major: 12 + u32::from(flags % 8),
         keep: flags & 0x80 != 0,
         settings: &settings,
-        parent_pgdata: Some(Path::new("/m/main")),
+        source: Some(Source { fork: "main", mountpoint: Path::new("/m") }),
     };
     // Set where the input ends: a directory that a backup was restored to.
     let map = input.piece();

@@ -98,6 +98,8 @@ fn requests() -> Vec<Vec<u8>> {
         socket_trusts: true,
         origin: Origin::Base("/base".into()),
         base_mark: Some(7),
+        keep_identity: true,
+        settings: vec![("a".into(), "b".into())],
     };
     let settings = vec![("work_mem".to_string(), "5MB".to_string())];
     let spec = ForkSpec {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 
-use super::size;
+use super::{StartOptions, size};
 
 /// A fork, or one of its snapshots: `FORK` or `FORK@LABEL`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +93,36 @@ other forks that stand on it. They keep all they have when it is removed.")]
 pub struct Snapshots {
     /// Only this fork's
     pub fork: Option<String>,
+}
+
+/// `reset`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs reset pr42                  as it was when it was made
+  pgcowfs reset pr42 --to parent      as its parent is now
+  pgcowfs reset pr42 --to seeded      as it was when that snapshot was made
+  pgcowfs reset pr42 --force          whoever is connected
+
+What the fork has become is thrown away: take a snapshot before, to keep it. Name, port, sockets, URL, password, quota and \
+snapshots stay; a server that runs is stopped at once and started again. As with `dropdb`, a fork that somebody is connected \
+to is refused without --force. The same settings are switched off as in a new fork: what is put back does not archive, \
+replicate, subscribe or run scheduled jobs (unless it was made with --keep-identity).")]
+pub struct Reset {
+    /// The fork
+    pub fork: String,
+    /// What to put it back to: parent, or a snapshot's label [default: what it was made from]
+    #[arg(long, value_name = "parent|LABEL")]
+    pub to: Option<String>,
+    /// Disconnect whoever is connected
+    #[arg(long, short)]
+    pub force: bool,
+    /// About its parent's server, with --to parent.
+    #[command(flatten)]
+    pub checkpoint: CheckpointOptions,
+    /// How to start it again, if it runs.
+    #[command(flatten)]
+    pub options: StartOptions,
 }
 
 #[cfg(test)]

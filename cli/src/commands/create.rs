@@ -165,6 +165,8 @@ fn settings(args: &Create, source: &Source, user: &OsUser) -> ForkMeta {
             _ => None,
         },
         origin,
+        keep_identity: args.server.keep_identity,
+        settings: args.server.settings.clone(),
     }
 }
 
@@ -217,7 +219,7 @@ fn fill(
             major: created.meta.pg_version,
             keep: args.server.keep_identity,
             settings: &settings,
-            parent_pgdata: None,
+            source: None,
         };
         warnings.extend(identity::apply(&tree, &identity)?);
         if let Source::Existing { cluster, .. } = source {

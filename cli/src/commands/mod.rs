@@ -11,6 +11,7 @@ mod list;
 mod mount;
 mod psql;
 mod quota;
+mod reset;
 mod rm;
 mod show;
 mod snapshot;
@@ -63,6 +64,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<()> {
         Command::Fork(args) => fork::run(&context, args),
         Command::Snapshot(args) => snapshot::run(&context, args),
         Command::Snapshots(args) => snapshot::list(&context, args),
+        Command::Reset(args) => reset::run(&context, args),
         Command::Psql(args) => psql::run(&context, args),
         Command::Url(args) => url::run(&context, args),
         Command::List(_) => list::run(&context),

@@ -1,17 +1,152 @@
 //! What the daemon does about snapshots, and with whole forks.
 
-use pgcowfs::SnapshotInfo;
+use pgcowfs::{Fork, ForkReport, ResetTo, SnapshotInfo};
 
-use super::Daemon;
+use super::{Daemon, refuse_running, requests};
 use crate::error::{Error, Kind, Result};
-use crate::postgres::identity;
+use crate::meta::{ForkMeta, Origin};
+use crate::postgres::identity::{self, Identity, Source};
 use crate::postgres::tree::ForkTree;
-use crate::protocol::{SnapshotRow, Snapshotted};
+use crate::protocol::{ForkRow, ForkSpec, Forked, ResetSpec, ResetTarget, SnapshotRow, Snapshotted};
+
+/// What is made of a fork's files before its name is visible.
+struct Change<'a> {
+    fork: &'a str,
+    /// Whose files these were.
+    source: &'a str,
+    meta: &'a ForkMeta,
+    settings: &'a [(String, String)],
+}
 
 /// No snapshot has this label: `reset --to` means something else by it.
 const PARENT: &str = "parent";
 
 impl Daemon {
+    /// Has `make` make a fork or replace one, with an edit that gives it its identity.
+    fn identified(
+        &self,
+        change: &Change,
+        quota: Option<u64>,
+        make: &mut dyn FnMut(&mut pgcowfs::Edit<'_>) -> pgcowfs::Result<ForkReport>,
+    ) -> Result<Forked> {
+        let Change { fork, source, meta, settings } = *change;
+        let identity = Identity {
+            fork,
+            pgdata: &self.mountpoint.join(fork),
+            port: meta.port,
+            socket_dir: &meta.socket_dir,
+            listen: &meta.listen,
+            major: meta.pg_version,
+            keep: meta.keep_identity,
+            settings,
+            source: Some(Source { fork: source, mountpoint: &self.mountpoint }),
+        };
+        // The core knows only its own errors, so those of the rules go around it.
+        let mut outcome: Result<Vec<String>> = Ok(Vec::new());
+        let mut edit = |fork: &Fork| {
+            fork.set_first_quota(quota);
+            outcome = identity::apply(&ForkTree(fork), &identity);
+            match outcome.is_ok() {
+                true => Ok(()),
+                false => Err(pgcowfs::Error::Invalid("the rules of a fork's identity refuse it")),
+            }
+        };
+        let report = make(&mut edit);
+        let warnings = outcome?;
+        let report = report?;
+        Ok(Forked {
+            row: self.info(fork)?,
+            fork_ms: report.total.as_secs_f64() * 1e3,
+            stall_ms: report.stall.as_secs_f64() * 1e3,
+            map_bytes: report.map_bytes,
+            warnings,
+        })
+    }
+
+    pub(super) fn fork_as(&self, spec: &ForkSpec, meta: &ForkMeta) -> Result<Forked> {
+        let (parent, child, bytes) = (&spec.parent, &spec.child, meta.encode()?);
+        let change = Change { fork: child, source: parent, meta, settings: &spec.settings };
+        let forked = self.identified(&change, spec.quota, &mut |edit| match &spec.snapshot {
+            None => self.store.fork(parent, child, &bytes, edit),
+            Some(label) => self.store.fork_snapshot(parent, label, child, &bytes, edit),
+        })?;
+        log::info!(
+            "forked {parent} as {child} in {:.3} ms, stall {:.3} ms, {} bytes of map",
+            forked.fork_ms,
+            forked.stall_ms,
+            forked.map_bytes
+        );
+        Ok(forked)
+    }
+
+    /// Refuses a reset that cannot be; the fork, and the settings it will have.
+    pub(super) fn check_reset(&self, spec: &ResetSpec) -> Result<(ForkRow, ForkMeta)> {
+        let fork = &spec.fork;
+        let row = self.info(fork)?;
+        let own = row.meta.clone();
+        match &spec.to {
+            ResetTarget::Snapshot(label) => {
+                if !self.store.snapshots(fork)?.iter().any(|snapshot| snapshot.label == *label) {
+                    return Err(pgcowfs::Error::NoSuchSnapshot(fork.clone(), label.clone()).into());
+                }
+            }
+            ResetTarget::Origin | ResetTarget::Parent if row.parent.is_none() => {
+                return Err(pgcowfs::Error::NoOrigin(fork.clone()).into());
+            }
+            ResetTarget::Origin => {}
+            ResetTarget::Parent => {
+                let parent = row.parent.as_deref().filter(|parent| parent != fork);
+                let Some(parent) = parent.and_then(|parent| self.info(parent).ok()) else {
+                    return Err(Error::new(Kind::NotFound, format!("the parent of fork {fork:?} is gone"))
+                        .cause(format!("it was made from {:?}", row.parent.unwrap_or_default()))
+                        .hint(format!("put it back to what it was made from: pgcowfs reset {fork}")));
+                };
+                // It may be another one by now, under the same name.
+                let meta = ForkMeta {
+                    port: own.port,
+                    socket_dir: own.socket_dir,
+                    listen: own.listen,
+                    keep_identity: own.keep_identity,
+                    settings: own.settings,
+                    origin: Origin::Fork,
+                    ..parent.meta
+                };
+                if (meta.uid, meta.gid) != (own.uid, own.gid) {
+                    return Err(Error::new(
+                        Kind::State,
+                        format!(
+                            "{:?} runs as {}, and fork {fork:?} as {}",
+                            parent.name, meta.run_as, own.run_as
+                        ),
+                    )
+                    .hint(format!("fork it anew: pgcowfs rm {fork}; pgcowfs fork {} {fork}", parent.name)));
+                }
+                return Ok((row, meta));
+            }
+        }
+        Ok((row, own))
+    }
+
+    pub(super) fn reset(&self, spec: &ResetSpec) -> Result<Forked> {
+        let _changes = self.changes.lock();
+        let fork = &spec.fork;
+        let (row, meta) = self.check_reset(spec)?;
+        let state = requests::state(&self.store, &self.mountpoint, fork);
+        refuse_running(fork, state, format!("stop it first, or let reset do so: pgcowfs reset {fork}"))?;
+        let (to, source, settings) = match &spec.to {
+            ResetTarget::Origin => (ResetTo::Origin, row.parent.as_deref(), meta.settings.as_slice()),
+            ResetTarget::Parent => (ResetTo::Parent, row.parent.as_deref(), meta.settings.as_slice()),
+            // It has them, or others by then.
+            ResetTarget::Snapshot(label) => (ResetTo::Snapshot(label.clone()), None, &[][..]),
+        };
+        let change = Change { fork, source: source.unwrap_or(fork), meta: &meta, settings };
+        let bytes = meta.encode()?;
+        let done =
+            self.identified(&change, None, &mut |edit| self.store.reset(fork, &to, Some(&bytes), edit))?;
+        log::info!("put {fork} back to {to:?} in {:.3} ms", done.fork_ms);
+        Ok(done)
+    }
+
     pub(super) fn snapshots(&self, fork: Option<&str>) -> Result<Vec<SnapshotRow>> {
         let found = match fork {
             Some(fork) => self.store.snapshots(fork)?,

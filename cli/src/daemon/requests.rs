@@ -23,7 +23,6 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::meta::{ForkMeta, Origin};
 use crate::postgres::cluster::PID_FILE_MAX;
 use crate::postgres::conf;
-use crate::postgres::identity::{self, Identity};
 use crate::postgres::server::State;
 use crate::postgres::tree::{ForkTree, Text, Tree};
 use crate::postgres::user::OsUser;
@@ -168,6 +167,8 @@ impl Daemon {
             Request::Publish { fork } => reply(self.publish(&fork)),
             Request::Fork(spec) => reply(self.fork(&spec)),
             Request::Remove { fork } => reply(self.remove(&fork)),
+            Request::CheckReset(spec) => reply(self.check_reset(&spec).map(|_| ())),
+            Request::Reset(spec) => reply(self.reset(&spec)),
             Request::Snapshot { fork, label } => reply(self.snapshot(&fork, label.as_deref())),
             Request::Snapshots { fork } => reply(self.snapshots(fork.as_deref())),
             Request::RemoveSnapshot { fork, label } => reply(self.remove_snapshot(&fork, &label)),
@@ -430,59 +431,14 @@ impl Daemon {
         let mut meta = self.info(&spec.parent)?.meta;
         meta.listen = spec.listen.clone();
         meta.origin = Origin::Fork;
+        meta.keep_identity = spec.keep_identity;
+        meta.settings = spec.settings.clone();
         self.place(&spec.child, spec.port, &mut meta)?;
         let result = self.fork_as(spec, &meta);
         if result.is_err() {
             sockets::remove(&self.paths, &spec.child);
         }
         result
-    }
-
-    fn fork_as(&self, spec: &ForkSpec, meta: &ForkMeta) -> Result<Forked> {
-        let parent_pgdata = self.mountpoint.join(&spec.parent);
-        let identity = Identity {
-            fork: &spec.child,
-            pgdata: &self.mountpoint.join(&spec.child),
-            port: meta.port,
-            socket_dir: &meta.socket_dir,
-            listen: &meta.listen,
-            major: meta.pg_version,
-            keep: spec.keep_identity,
-            settings: &spec.settings,
-            parent_pgdata: Some(&parent_pgdata),
-        };
-        // The core knows only its own errors, so those of the rules go around it.
-        let mut outcome: Result<Vec<String>> = Ok(Vec::new());
-        let mut edit = |fork: &Fork| {
-            fork.set_first_quota(spec.quota);
-            outcome = identity::apply(&ForkTree(fork), &identity);
-            match outcome.is_ok() {
-                true => Ok(()),
-                false => Err(pgcowfs::Error::Invalid("the rules of a fork's identity refuse it")),
-            }
-        };
-        let (parent, child, meta) = (&spec.parent, &spec.child, meta.encode()?);
-        let report = match &spec.snapshot {
-            None => self.store.fork(parent, child, &meta, &mut edit),
-            Some(label) => self.store.fork_snapshot(parent, label, child, &meta, &mut edit),
-        };
-        let warnings = outcome?;
-        let report = report?;
-        log::info!(
-            "forked {} as {} in {:?}, stall {:?}, {} bytes of map",
-            spec.parent,
-            spec.child,
-            report.total,
-            report.stall,
-            report.map_bytes
-        );
-        Ok(Forked {
-            row: self.info(&spec.child)?,
-            fork_ms: report.total.as_secs_f64() * 1e3,
-            stall_ms: report.stall.as_secs_f64() * 1e3,
-            map_bytes: report.map_bytes,
-            warnings,
-        })
     }
 
     fn remove(&self, fork: &str) -> Result<()> {

@@ -51,6 +51,44 @@ pub fn checkpoint(address: &Address, when: When) -> Result<Option<Duration>> {
     })
 }
 
+/// One who is connected.
+pub struct Session {
+    /// What it says it is.
+    pub application: String,
+    /// The database.
+    pub database: String,
+    /// The role.
+    pub role: String,
+    /// The server's process for it.
+    pub pid: i32,
+}
+
+/// Who is connected to the server, this program apart; the oldest first.
+pub fn sessions(address: &Address) -> Result<Vec<Session>> {
+    let query = "SELECT coalesce(nullif(application_name, ''), 'a client'), coalesce(datname::text, '-'), \
+                 coalesce(usename::text, '-'), pid FROM pg_stat_activity \
+                 WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_backend_pid() \
+                 ORDER BY backend_start";
+    address.user.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.context(|| "cannot start the SQL client")?.block_on(async {
+            let client = connect(address).await?;
+            let rows = client.query(query, &[]).await;
+            let rows = rows.map_err(|e| refused("cannot ask who is connected", &e))?;
+            let session = |row: &tokio_postgres::Row| {
+                Ok(Session {
+                    application: row.try_get(0)?,
+                    database: row.try_get(1)?,
+                    role: row.try_get(2)?,
+                    pid: row.try_get(3)?,
+                })
+            };
+            let sessions: std::result::Result<_, tokio_postgres::Error> = rows.iter().map(session).collect();
+            sessions.map_err(|e| refused("cannot read who is connected", &e))
+        })
+    })
+}
+
 async fn connect(address: &Address<'_>) -> Result<Client> {
     let mut config = Config::new();
     config

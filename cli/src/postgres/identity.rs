@@ -36,9 +36,18 @@ pub struct Identity<'a> {
     pub keep: bool,
     /// More settings.
     pub settings: &'a [(String, String)],
-    /// Where the parent's data directory is: absolute paths into it are the
-    /// parent's, and become the fork's own.
-    pub parent_pgdata: Option<&'a Path>,
+    /// The fork that its files come from.
+    pub source: Option<Source<'a>>,
+}
+
+/// The fork that another one's files come from: its parent, or itself.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// Its name.
+    pub fork: &'a str,
+    /// The directory of all forks' data directories. An absolute path into one of
+    /// them was the source's own, whatever its name was when that was written.
+    pub mountpoint: &'a Path,
 }
 
 /// Directories of a data directory that PostgreSQL writes to.
@@ -164,10 +173,7 @@ fn leads_out(tree: &dyn Tree, path: &str) -> Result<Option<PathBuf>> {
 
 /// Applies the rules; returns what the user should know.
 pub fn apply(tree: &dyn Tree, identity: &Identity) -> Result<Vec<String>> {
-    check_contained(
-        tree,
-        identity.parent_pgdata.and_then(Path::file_name).and_then(|n| n.to_str()).unwrap_or(identity.fork),
-    )?;
+    check_contained(tree, identity.source.map_or(identity.fork, |source| source.fork))?;
     let mut warnings = BTreeSet::new();
     remove_foreign(tree, identity)?;
     // An include that becomes the fork's own brings another file into view,
@@ -240,8 +246,13 @@ fn edit_paths(
     };
     let old = Text::decode(bytes);
     let own = |value: &str| -> Option<String> {
-        let rest = Path::new(value).strip_prefix(identity.parent_pgdata?).ok()?;
-        rest.to_str().map(str::to_string)
+        let value = Path::new(value);
+        if value.starts_with(identity.pgdata) {
+            return None;
+        }
+        let mut rest = value.strip_prefix(identity.source?.mountpoint).ok()?.components();
+        rest.next()?;
+        rest.as_path().to_str().map(str::to_string)
     };
     let text = conf::edit(&old.text, |entry| match entry.name.as_str() {
         "data_directory" | "external_pid_file" => Edit::CommentOut,
@@ -355,7 +366,7 @@ mod tests {
             major: 15,
             keep,
             settings: &[],
-            parent_pgdata: Some(Path::new("/m/main")),
+            source: Some(Source { fork: "main", mountpoint: Path::new("/m") }),
         }
     }
 

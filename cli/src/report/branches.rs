@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Report;
+use super::{ForkReport, Report, connections};
 use crate::protocol::SnapshotRow;
 use crate::ui::{Cell, age_text, bytes_text, ms_text, table};
 
@@ -70,5 +70,46 @@ impl Report for SnapshotReport {
             out += &format!("the CHECKPOINT before it took {}\n", ms_text(ms));
         }
         out + &format!("next: pgcowfs fork {name} NEW, or pgcowfs reset {fork} --to {label}\n")
+    }
+}
+
+/// `reset`
+#[derive(Debug, Serialize)]
+pub struct ResetReport {
+    /// The fork.
+    #[serde(flatten)]
+    pub fork: ForkReport,
+    /// parent, or the snapshot's label; null: what it was made from.
+    pub reset_to: Option<String>,
+    /// From the request to its durable end, without the server's stop and start.
+    pub reset_ms: f64,
+    /// For how long the parent's writes were held.
+    pub stall_ms: f64,
+    /// How long the parent's CHECKPOINT took; null if none was asked for.
+    pub checkpoint_ms: Option<f64>,
+    /// How long its server took to stop; null if it did not run.
+    pub stop_ms: Option<f64>,
+    /// How long it took to start.
+    pub start_ms: Option<f64>,
+    /// What its user should know.
+    pub warnings: Vec<String>,
+}
+
+impl Report for ResetReport {
+    fn human(&self, _color: bool) -> String {
+        let name = &self.fork.name;
+        let to = match self.reset_to.as_deref() {
+            None => "what it was made from".to_string(),
+            Some("parent") => format!("what {} is now", self.fork.parent.as_deref().unwrap_or("its parent")),
+            Some(label) => format!("{name}@{label}"),
+        };
+        let mut out = format!("put {name} back to {to} in {:.1} ms\n", self.reset_ms);
+        if let Some(ms) = self.checkpoint_ms {
+            out += &format!("the CHECKPOINT before it took {}\n", ms_text(ms));
+        }
+        match self.start_ms {
+            Some(ms) => out + &connections(&self.fork, ms),
+            None => out + &format!("next: pgcowfs start {name}\n"),
+        }
     }
 }

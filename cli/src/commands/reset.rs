@@ -1,0 +1,107 @@
+//! `pgcowfs reset`
+
+use std::time::Instant;
+
+use super::checkpoint::checkpoint;
+use super::{Context, address, ms, start, state, user};
+use crate::args::Reset;
+use crate::error::{Error, Kind, Result};
+use crate::postgres::cluster;
+use crate::postgres::connect::{self, Session};
+use crate::postgres::server::{self, StopHow};
+use crate::protocol::{ForkRow, Forked, Request, ResetSpec, ResetTarget};
+use crate::report::ResetReport;
+
+/// So many sessions are named in an error.
+const NAMED_MAX: usize = 5;
+
+/// Puts a fork back. Its server, if it runs, is stopped before and started after.
+pub fn run(context: &Context, args: &Reset) -> Result<()> {
+    let mut client = context.client()?;
+    let row = client.info(&args.fork)?;
+    let to = match args.to.as_deref() {
+        None => ResetTarget::Origin,
+        Some("parent") => ResetTarget::Parent,
+        Some(label) => {
+            pgcowfs::check_label(label)?;
+            ResetTarget::Snapshot(label.to_string())
+        }
+    };
+    let spec = ResetSpec { fork: args.fork.clone(), to: to.clone() };
+    // Whatever stands in its way is found before anybody is disconnected.
+    client.call::<()>(&Request::CheckReset(spec.clone()))?;
+    if let Some(base) = &row.base {
+        cluster::check_base(&row.name, base, row.meta.base_mark)?;
+    }
+    let running = state(&row).pid();
+    if !args.force && running.is_some() {
+        refuse_sessions(&row)?;
+    }
+    let checkpoint = match (&to, &row.parent) {
+        (ResetTarget::Parent, Some(parent)) => checkpoint(context, &args.checkpoint, &client.info(parent)?)?,
+        _ => None,
+    };
+    let began = Instant::now();
+    if let Some(pid) = running {
+        // What it would still write is thrown away.
+        server::stop(&row.name, &row.pgdata, pid, StopHow::Immediate, args.options.timeout)?;
+    }
+    let stopped = began.elapsed();
+    let done = match client.call::<Forked>(&Request::Reset(spec)) {
+        Ok(done) => done,
+        Err(error) => {
+            if running.is_some()
+                && let Err(error) = start::start(context, &mut client, &row, &args.options)
+            {
+                context.ui.warn(format!("{} was stopped, and does not start again: {error}", row.name));
+            }
+            return Err(error);
+        }
+    };
+    for warning in &done.warnings {
+        context.ui.warn(warning);
+    }
+    let started = match running {
+        Some(_) => Some(start::start(context, &mut client, &done.row, &args.options)?),
+        None => None,
+    };
+    let row = if started.is_some() { client.info(&args.fork)? } else { done.row };
+    context.ui.print(&ResetReport {
+        fork: context.report(&row),
+        reset_to: match to {
+            ResetTarget::Origin => None,
+            ResetTarget::Parent => Some("parent".to_string()),
+            ResetTarget::Snapshot(label) => Some(label),
+        },
+        reset_ms: done.fork_ms,
+        stall_ms: done.stall_ms,
+        checkpoint_ms: checkpoint.map(ms),
+        stop_ms: running.map(|_| ms(stopped)),
+        start_ms: started.map(ms),
+        warnings: done.warnings,
+    })
+}
+
+/// As `dropdb` does: whoever is connected is not thrown out unasked.
+fn refuse_sessions(row: &ForkRow) -> Result<()> {
+    let force = format!("pgcowfs reset --force {}", row.name);
+    let sessions = connect::sessions(&address(row, &user(row)?)).map_err(|error| {
+        // It may have ended meanwhile.
+        error
+            .within(format!("cannot tell who is connected to fork {:?}", row.name))
+            .hint(format!("try again, or disconnect whoever it is: {force}"))
+    })?;
+    if sessions.is_empty() {
+        return Ok(());
+    }
+    let number = sessions.len();
+    let plural = if number == 1 { "session" } else { "sessions" };
+    let mut error = Error::new(Kind::State, format!("fork {:?} has {number} open {plural}", row.name));
+    for Session { application, database, role, pid } in sessions.iter().take(NAMED_MAX) {
+        error = error.cause(format!("{application} is connected to {database} as {role} (process {pid})"));
+    }
+    if number > NAMED_MAX {
+        error = error.cause(format!("and {} more", number - NAMED_MAX));
+    }
+    Err(error.hint(format!("end them, or let reset disconnect them: {force}")))
+}
