@@ -22,6 +22,7 @@ mod e2e {
     mod fork_load;
     mod hostile_dirs;
     mod lifecycle;
+    mod names;
     mod oracle_controls;
     mod security;
     mod snapshots;

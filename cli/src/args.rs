@@ -11,7 +11,9 @@ use crate::config::{KeepFree, MapMemory};
 use crate::daemon::ports::PortRange;
 use crate::error::Kind;
 
-pub use self::branches::{CheckpointMode, CheckpointOptions, Place, Reset, Snapshot, Snapshots};
+pub use self::branches::{
+    CheckpointMode, CheckpointOptions, Place, Promote, Protect, Rename, Reset, Snapshot, Snapshots,
+};
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -71,6 +73,12 @@ pub enum Command {
     Snapshots(Snapshots),
     /// Put a fork back to what it was made from, to its parent's newest state, or to a snapshot
     Reset(Reset),
+    /// Make a fork a root of its own
+    Promote(Promote),
+    /// Give a fork another name
+    Rename(Rename),
+    /// Protect a fork against rm, reset and rename
+    Protect(Protect),
     /// Run psql on a fork
     Psql(Psql),
     /// Print a fork's connection strings
@@ -667,6 +675,12 @@ mod tests {
             "pgcowfs snapshots --json",
             "pgcowfs fork a@v1 b",
             "pgcowfs reset a",
+            "pgcowfs promote a",
+            "pgcowfs rename a b",
+            "pgcowfs protect a",
+            "pgcowfs protect a --for 2h",
+            "pgcowfs protect a --for 7d12h",
+            "pgcowfs protect a --off",
             "pgcowfs reset a --to parent --force -c work_mem=1MB",
             "pgcowfs fork a b --quota 1GB",
             "pgcowfs quota a",
@@ -691,6 +705,11 @@ mod tests {
             "pgcowfs start a --timeout 0",
             "pgcowfs fork a",
             "pgcowfs rm",
+            "pgcowfs rename a",
+            "pgcowfs protect a --for 2h --off",
+            "pgcowfs protect a --for 2",
+            "pgcowfs protect a --for 0s",
+            "pgcowfs protect a --for 9999999999999999d",
             "pgcowfs fork a -b",
             "pgcowfs fork a b --quota 1MB",
             "pgcowfs quota a lots",

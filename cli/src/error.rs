@@ -72,7 +72,7 @@ impl Kind {
             Kind::Usage => "bad command line, bad name of a fork or snapshot",
             Kind::NotFound => "no such fork, snapshot, store or directory",
             Kind::Exists => "the fork, snapshot or store exists already",
-            Kind::State => "wrong state: running, stopped, mounted, port or store in use",
+            Kind::State => "wrong state: running, stopped, mounted, protected, port or store in use",
             Kind::Environment => "missing on this machine: FUSE, PostgreSQL binaries, a user, permission",
             Kind::BadInput => {
                 "unusable input: no PGDATA, no store, block size, tablespace outside, changed base"

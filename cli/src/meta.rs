@@ -39,6 +39,21 @@ impl std::ops::Deref for Secret {
     }
 }
 
+/// A fork that is not to be removed, put back or renamed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protection {
+    /// When it ends, RFC 3339; null: when it is lifted.
+    pub until: Option<String>,
+}
+
+impl Protection {
+    fn holds(&self) -> bool {
+        let until = self.until.as_ref().and_then(|until| until.parse::<jiff::Timestamp>().ok());
+        // A time that nobody can read is none that has passed.
+        until.is_none_or(|until| until > jiff::Timestamp::now())
+    }
+}
+
 /// A fork's server. Fields that a later version adds must have a default, as
 /// stores outlive programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +96,9 @@ pub struct ForkMeta {
     /// again.
     #[serde(default)]
     pub settings: Vec<(String, String)>,
+    /// Set by `protect`.
+    #[serde(default)]
+    pub protection: Option<Protection>,
 }
 
 impl ForkMeta {
@@ -97,6 +115,20 @@ impl ForkMeta {
     pub fn encode(&self) -> Result<Vec<u8>> {
         serde_json::to_vec(self)
             .map_err(|e| Error::new(Kind::Failed, "cannot write a fork's settings").cause(e.to_string()))
+    }
+
+    /// The fork's protection, while it holds.
+    pub fn protection(&self) -> Option<&Protection> {
+        self.protection.as_ref().filter(|protection| protection.holds())
+    }
+
+    /// Refuses what a protected fork is protected from.
+    pub fn refuse_protected(&self, fork: &str) -> Result<()> {
+        let Some(protection) = self.protection() else { return Ok(()) };
+        let until = protection.until.as_ref().map_or(String::new(), |until| format!(" until {until}"));
+        Err(Error::new(Kind::State, format!("fork {fork:?} is protected{until}"))
+            .cause("it and its snapshots are not removed, and it is neither put back nor renamed")
+            .hint(format!("if that is meant, lift the protection first: pgcowfs protect {fork} --off")))
     }
 
     /// The connection string for the socket. It carries no secret.
@@ -180,6 +212,7 @@ pub(crate) mod tests {
             base_mark: None,
             keep_identity: false,
             settings: Vec::new(),
+            protection: None,
         }
     }
 
@@ -201,6 +234,21 @@ pub(crate) mod tests {
         assert_eq!(meta.tcp_host().unwrap(), "localhost");
         meta.listen = String::new();
         assert_eq!(meta.tcp_url("db", true), None);
+    }
+
+    #[test]
+    fn protection_ends() {
+        let mut meta = sample();
+        assert!(meta.refuse_protected("x").is_ok());
+        for (until, holds) in [
+            (None, true),
+            (Some("2000-01-01T00:00:00Z"), false),
+            (Some("9000-01-01T00:00:00Z"), true),
+            (Some("soon"), true),
+        ] {
+            meta.protection = Some(Protection { until: until.map(String::from) });
+            assert_eq!(meta.refuse_protected("x").is_err(), holds, "{until:?}");
+        }
     }
 
     #[test]

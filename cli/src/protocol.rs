@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::StorePaths;
 use crate::error::Error;
-use crate::meta::{ForkMeta, Origin};
+use crate::meta::{ForkMeta, Origin, Protection};
 
 /// Goes up with every incompatible change. `hello` and `shutdown` stay as they
 /// are for ever, so that a new program can end an old daemon.
@@ -55,6 +55,25 @@ pub enum Request {
     Remove {
         /// The fork.
         fork: String,
+    },
+    /// Makes a fork a root of its own. -> [`ForkRow`], as it was before
+    Promote {
+        /// The fork.
+        fork: String,
+    },
+    /// Gives another name to a fork whose server does not run. -> [`ForkRow`]
+    Rename {
+        /// The fork.
+        fork: String,
+        /// Its new name.
+        to: String,
+    },
+    /// Protects a fork, or lifts its protection. -> [`ForkRow`]
+    Protect {
+        /// The fork.
+        fork: String,
+        /// What to set; null: none.
+        protection: Option<Protection>,
     },
     /// Refuses what [`Request::Reset`] would refuse, whether or not the fork's server
     /// runs. -> null

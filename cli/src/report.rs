@@ -13,7 +13,9 @@ use crate::postgres::server::State;
 use crate::protocol::{Collected, ForkRow, Inspected};
 use crate::ui::{Cell, bytes_text, duration_text, pairs, table};
 
-pub use self::branches::{ResetReport, SnapshotEntry, SnapshotReport, SnapshotsReport};
+pub use self::branches::{
+    PromoteReport, ProtectReport, RenameReport, ResetReport, SnapshotEntry, SnapshotReport, SnapshotsReport,
+};
 
 /// A command's result.
 pub trait Report: Serialize {
@@ -64,6 +66,10 @@ pub struct ForkReport {
     pub pieces: Option<u64>,
     /// Layers from its head down to its root.
     pub depth: u32,
+    /// Whether rm, reset and rename refuse it.
+    pub protected: bool,
+    /// When that ends; null: when it is lifted.
+    pub protected_until: Option<String>,
     /// The directory it uses in place.
     pub base: Option<PathBuf>,
     /// The user its server runs as.
@@ -101,6 +107,8 @@ impl ForkReport {
             pages: row.layout.map(|(pages, _)| pages),
             pieces: row.layout.map(|(_, pieces)| pieces),
             depth: row.depth,
+            protected: row.meta.protection().is_some(),
+            protected_until: row.meta.protection().and_then(|protection| protection.until.clone()),
             base: row.base.clone(),
             run_as: row.meta.run_as.clone(),
             log,
@@ -164,6 +172,12 @@ impl Report for ForkReport {
         ]);
         if let Some(base) = &self.base {
             rows.push(("base", Cell::plain(base.display().to_string())));
+        }
+        if self.protected {
+            rows.push((
+                "protected",
+                Cell::plain(self.protected_until.as_deref().unwrap_or("until it is lifted")),
+            ));
         }
         rows.extend([
             ("created", Cell::plain(&self.created_at)),

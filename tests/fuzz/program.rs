@@ -100,6 +100,7 @@ fn requests() -> Vec<Vec<u8>> {
         base_mark: Some(7),
         keep_identity: true,
         settings: vec![("a".into(), "b".into())],
+        protection: None,
     };
     let settings = vec![("work_mem".to_string(), "5MB".to_string())];
     let spec = ForkSpec {

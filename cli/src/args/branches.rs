@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -124,6 +125,70 @@ pub struct Reset {
     #[command(flatten)]
     pub options: StartOptions,
 }
+
+/// `promote`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs promote pr42
+  pgcowfs promote pr42 && pgcowfs rename main old && pgcowfs rename pr42 main
+
+The fork stays what it is, and may be running. It can no longer be put back to what it was made from, nor to its parent; space \
+that only this held goes back to the disk. A fork needs no promotion to outlive its parent.")]
+pub struct Promote {
+    /// The fork
+    pub fork: String,
+}
+
+/// `rename`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs rename pr42 pr42-good
+  pgcowfs stop pr42 && pgcowfs rename pr42 main && pgcowfs start main
+
+Its server must be stopped. The name is in the paths of the data directory, of the sockets and of the log, and so in its URL; \
+the port stays. Forks that were made from it know it by the new name.")]
+pub struct Rename {
+    /// The fork
+    pub fork: String,
+    /// Its new name
+    pub new: String,
+}
+
+/// `protect`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs protect main
+  pgcowfs protect pr42 --for 2h           units: s, m, h, d, w
+  pgcowfs protect main --off
+
+rm, reset and rename refuse a protected fork, and rm its snapshots; --force makes no difference. It can be used, forked, \
+snapshot, stopped and started. Forks of it are not protected.")]
+pub struct Protect {
+    /// The fork
+    pub fork: String,
+    /// For how long [default: until --off]
+    #[arg(long = "for", value_name = "TIME", value_parser = period, conflicts_with = "off")]
+    pub period: Option<Duration>,
+    /// Lift it
+    #[arg(long)]
+    pub off: bool,
+}
+
+/// A time from now, such as `2h` or `7d`.
+fn period(text: &str) -> Result<Duration, String> {
+    let wrong = || "a time such as 30m, 2h or 7d is needed, of ten years at most".to_string();
+    let span: jiff::Span = text.parse().map_err(|_| wrong())?;
+    let time = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
+    match Duration::try_from(time) {
+        Ok(time) if !time.is_zero() && time <= PERIOD_MAX => Ok(time),
+        _ => Err(wrong()),
+    }
+}
+
+const PERIOD_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 
 #[cfg(test)]
 mod tests {

@@ -167,6 +167,7 @@ fn settings(args: &Create, source: &Source, user: &OsUser) -> ForkMeta {
         origin,
         keep_identity: args.server.keep_identity,
         settings: args.server.settings.clone(),
+        protection: None,
     }
 }
 

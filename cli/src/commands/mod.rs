@@ -9,6 +9,7 @@ mod gc;
 mod init;
 mod list;
 mod mount;
+mod promote;
 mod psql;
 mod quota;
 mod reset;
@@ -65,6 +66,9 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<()> {
         Command::Snapshot(args) => snapshot::run(&context, args),
         Command::Snapshots(args) => snapshot::list(&context, args),
         Command::Reset(args) => reset::run(&context, args),
+        Command::Promote(args) => promote::promote(&context, args),
+        Command::Rename(args) => promote::rename(&context, args),
+        Command::Protect(args) => promote::protect(&context, args),
         Command::Psql(args) => psql::run(&context, args),
         Command::Url(args) => url::run(&context, args),
         Command::List(_) => list::run(&context),

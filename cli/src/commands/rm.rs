@@ -41,6 +41,7 @@ pub fn run(context: &Context, args: &Rm) -> Result<()> {
 
 fn removable(client: &mut Client, fork: &str, force: bool) -> Result<ForkRow> {
     let row = client.info(fork)?;
+    row.meta.refuse_protected(fork)?;
     if let (State::Running(pid), false) = (state(&row), force) {
         return Err(Error::new(Kind::State, format!("fork {fork:?} is running"))
             .cause(format!("process {pid} serves it"))
@@ -51,6 +52,7 @@ fn removable(client: &mut Client, fork: &str, force: bool) -> Result<ForkRow> {
 
 fn find_snapshot(client: &mut Client, place: &Place, label: &str) -> Result<()> {
     pgcowfs::check_label(label)?;
+    client.info(&place.fork)?.meta.refuse_protected(&place.fork)?;
     let there: Vec<SnapshotRow> = client.call(&Request::Snapshots { fork: Some(place.fork.clone()) })?;
     match there.iter().any(|snapshot| snapshot.label == label) {
         true => Ok(()),

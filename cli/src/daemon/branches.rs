@@ -2,7 +2,7 @@
 
 use pgcowfs::{Fork, ForkReport, ResetTo, SnapshotInfo};
 
-use super::{Daemon, refuse_running, requests};
+use super::{Daemon, refuse_running, requests, sockets};
 use crate::error::{Error, Kind, Result};
 use crate::meta::{ForkMeta, Origin};
 use crate::postgres::identity::{self, Identity, Source};
@@ -83,6 +83,7 @@ impl Daemon {
     pub(super) fn check_reset(&self, spec: &ResetSpec) -> Result<(ForkRow, ForkMeta)> {
         let fork = &spec.fork;
         let row = self.info(fork)?;
+        row.meta.refuse_protected(fork)?;
         let own = row.meta.clone();
         match &spec.to {
             ResetTarget::Snapshot(label) => {
@@ -108,6 +109,7 @@ impl Daemon {
                     listen: own.listen,
                     keep_identity: own.keep_identity,
                     settings: own.settings,
+                    protection: None,
                     origin: Origin::Fork,
                     ..parent.meta
                 };
@@ -145,6 +147,54 @@ impl Daemon {
             self.identified(&change, None, &mut |edit| self.store.reset(fork, &to, Some(&bytes), edit))?;
         log::info!("put {fork} back to {to:?} in {:.3} ms", done.fork_ms);
         Ok(done)
+    }
+
+    pub(super) fn promote(&self, fork: &str) -> Result<ForkRow> {
+        let _changes = self.changes.lock();
+        let before = self.info(fork)?;
+        if before.parent.is_none() {
+            return Err(Error::new(Kind::State, format!("fork {fork:?} is a root already"))
+                .hint("there is nothing to do; `pgcowfs tree` shows what was made from what"));
+        }
+        self.store.promote(fork)?;
+        log::info!("promoted {fork}");
+        Ok(before)
+    }
+
+    /// Renames a fork in the store, and then in its configuration. A daemon that dies
+    /// in between finds at its next start that the socket directory is not where the
+    /// new name has it, and does the rest.
+    pub(super) fn rename(&self, old: &str, new: &str) -> Result<ForkRow> {
+        let _changes = self.changes.lock();
+        let mut meta = self.info(old)?.meta;
+        meta.refuse_protected(old)?;
+        let state = requests::state(&self.store, &self.mountpoint, old);
+        let hint = "its server knows its directory and its sockets by the name; stop it first";
+        refuse_running(old, state, format!("{hint}: pgcowfs stop {old}"))?;
+        self.check_new(new)?;
+        meta.socket_dir = sockets::choose(&self.paths, new);
+        sockets::ensure(&self.paths, new, &meta.socket_dir, meta.uid, meta.gid)?;
+        let renamed = self.store.rename(old, new).map_err(Error::from);
+        let done = renamed.and_then(|()| {
+            self.readdress(new, old, &meta).inspect_err(|_| {
+                if let Err(error) = self.store.rename(new, old) {
+                    log::error!("{new} keeps that name, and has its sockets elsewhere: {error}");
+                }
+            })
+        });
+        if let Err(error) = done {
+            sockets::remove(&self.paths, new);
+            return Err(error);
+        }
+        sockets::remove(&self.paths, old);
+        let logs = (self.paths.server_log(old), self.paths.server_log(new));
+        if let Err(e) = std::fs::rename(&logs.0, &logs.1)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            log::warn!("cannot rename {}: {e}", logs.0.display());
+        }
+        log::info!("renamed {old} to {new}");
+        self.info(new)
     }
 
     pub(super) fn snapshots(&self, fork: Option<&str>) -> Result<Vec<SnapshotRow>> {
@@ -191,6 +241,7 @@ impl Daemon {
     pub(super) fn remove_snapshot(&self, fork: &str, label: &str) -> Result<()> {
         let _changes = self.changes.lock();
         pgcowfs::check_label(label)?;
+        self.info(fork)?.meta.refuse_protected(fork)?;
         self.store.remove_snapshot(fork, label)?;
         log::info!("removed {fork}@{label}");
         Ok(())

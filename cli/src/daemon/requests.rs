@@ -20,11 +20,11 @@ use super::clients::{self, NoRequest};
 use super::{Daemon, Event, ports, refuse_running, sockets};
 use crate::config::StorePaths;
 use crate::error::{Context, Error, Kind, Result};
-use crate::meta::{ForkMeta, Origin};
+use crate::meta::{ForkMeta, Origin, Protection};
 use crate::postgres::cluster::PID_FILE_MAX;
-use crate::postgres::conf;
+use crate::postgres::identity::{self, Identity, Source};
 use crate::postgres::server::State;
-use crate::postgres::tree::{ForkTree, Text, Tree};
+use crate::postgres::tree::ForkTree;
 use crate::postgres::user::OsUser;
 use crate::protocol::{
     Collected, CreateSpec, Created, DaemonStatus, ForkRow, ForkSpec, Forked, InspectSpec, Inspected,
@@ -167,6 +167,9 @@ impl Daemon {
             Request::Publish { fork } => reply(self.publish(&fork)),
             Request::Fork(spec) => reply(self.fork(&spec)),
             Request::Remove { fork } => reply(self.remove(&fork)),
+            Request::Promote { fork } => reply(self.promote(&fork)),
+            Request::Rename { fork, to } => reply(self.rename(&fork, &to)),
+            Request::Protect { fork, protection } => reply(self.set_protection(&fork, protection)),
             Request::CheckReset(spec) => reply(self.check_reset(&spec).map(|_| ())),
             Request::Reset(spec) => reply(self.reset(&spec)),
             Request::Snapshot { fork, label } => reply(self.snapshot(&fork, label.as_deref())),
@@ -367,7 +370,7 @@ impl Daemon {
     }
 
     /// Refuses a name before anything is made for it.
-    fn check_new(&self, fork: &str) -> Result<()> {
+    pub(super) fn check_new(&self, fork: &str) -> Result<()> {
         pgcowfs::check_fork_name(fork)?;
         match self.store.info(fork).is_ok() || self.incomplete.lock().contains_key(fork) {
             true => Err(pgcowfs::Error::ForkExists(fork.to_string()).into()),
@@ -433,6 +436,7 @@ impl Daemon {
         meta.origin = Origin::Fork;
         meta.keep_identity = spec.keep_identity;
         meta.settings = spec.settings.clone();
+        meta.protection = None;
         self.place(&spec.child, spec.port, &mut meta)?;
         let result = self.fork_as(spec, &meta);
         if result.is_err() {
@@ -444,6 +448,9 @@ impl Daemon {
     fn remove(&self, fork: &str) -> Result<()> {
         let _changes = self.changes.lock();
         if !self.incomplete.lock().contains_key(fork) {
+            if let Ok(row) = self.info(fork) {
+                row.meta.refuse_protected(fork)?;
+            }
             let state = state(&self.store, &self.mountpoint, fork);
             let hint = format!("stop it first, or let rm do so: pgcowfs rm --force {fork}");
             refuse_running(fork, state, hint)?;
@@ -459,6 +466,15 @@ impl Daemon {
         }
         log::info!("removed {fork}");
         Ok(())
+    }
+
+    pub(super) fn set_protection(&self, fork: &str, protection: Option<Protection>) -> Result<ForkRow> {
+        let _changes = self.changes.lock();
+        let mut meta = self.info(fork)?.meta;
+        log::info!("the protection of {fork} is {protection:?}");
+        meta.protection = protection;
+        self.store.set_meta(fork, &meta.encode()?)?;
+        self.info(fork)
     }
 
     fn sync(&self, fork: &str) -> Result<()> {
@@ -482,41 +498,59 @@ impl Daemon {
         let owner = |port| owners.get(&port).filter(|owner| *owner != fork).cloned();
         let busy = |port| ports::busy(port, &meta.listen);
         meta.port = ports::choose(self.config.port_range, Some(port), owner, busy)?;
-        write_address(&self.store, fork, &meta)?;
-        // The kernel may hold the file's old contents.
-        self.mount.changed(&*self.store.by_name(fork)?, AUTO_CONF)?;
+        self.readdress(fork, fork, &meta)?;
         self.info(fork)
+    }
+
+    /// Makes a fork known by its name, port and socket directory.
+    pub(super) fn readdress(&self, fork: &str, old_name: &str, meta: &ForkMeta) -> Result<()> {
+        let changed = readdress(&self.store, &self.mountpoint, fork, old_name, meta)?;
+        let fork = self.store.by_name(fork)?;
+        // The kernel may hold their old contents.
+        changed.iter().try_for_each(|path| Ok(self.mount.changed(&fork, path)?))
     }
 }
 
-const AUTO_CONF: &str = "postgresql.auto.conf";
-
-/// Writes a fork's port and socket directory into its configuration and settings.
-fn write_address(store: &Store, fork: &str, meta: &ForkMeta) -> Result<()> {
+/// Writes a fork's name, port and socket directory into its configuration and
+/// settings; returns the files that have changed.
+fn readdress(
+    store: &Store,
+    mountpoint: &Path,
+    fork: &str,
+    old_name: &str,
+    meta: &ForkMeta,
+) -> Result<Vec<String>> {
     let opened = store.by_name(fork)?;
-    let tree = ForkTree(&opened);
-    let old = Text::decode(tree.read(AUTO_CONF)?.unwrap_or_default());
-    let address = [
-        ("port".to_string(), meta.port.to_string()),
-        ("unix_socket_directories".to_string(), meta.socket_dir.display().to_string()),
-    ];
-    let new = old.with(conf::set_all(&old.text, &address));
-    tree.write(AUTO_CONF, &new.encode())?;
+    let identity = Identity {
+        fork,
+        pgdata: &mountpoint.join(fork),
+        port: meta.port,
+        socket_dir: &meta.socket_dir,
+        listen: &meta.listen,
+        major: meta.pg_version,
+        keep: meta.keep_identity,
+        settings: &[],
+        source: Some(Source { fork: old_name, mountpoint }),
+    };
+    let changed = identity::readdress(&ForkTree(&opened), &identity)?;
     opened.sync_all()?;
-    Ok(store.set_meta(fork, &meta.encode()?)?)
+    store.set_meta(fork, &meta.encode()?)?;
+    Ok(changed)
 }
 
 /// Makes the socket directories of all forks, as a server may be started by
-/// hand; gives a fork another one where the store has moved.
-pub fn refresh(paths: &StorePaths, store: &Store) {
+/// hand; gives a fork another one where the store has moved, or where a daemon died
+/// in the middle of a rename.
+pub fn refresh(paths: &StorePaths, store: &Store, mountpoint: &Path) {
     for info in store.entries() {
         let refresh = || {
             let mut meta = ForkMeta::decode(&info.name, &info.meta)?;
             let place = sockets::choose(paths, &info.name);
             if place != meta.socket_dir {
                 log::info!("the sockets of {} move to {}", info.name, place.display());
-                meta.socket_dir = place;
-                write_address(store, &info.name, &meta)?;
+                let old = std::mem::replace(&mut meta.socket_dir, place);
+                let old_name = old.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                readdress(store, mountpoint, &info.name, old_name, &meta)?;
             }
             sockets::ensure(paths, &info.name, &meta.socket_dir, meta.uid, meta.gid)
         };

@@ -113,3 +113,58 @@ impl Report for ResetReport {
         }
     }
 }
+
+/// `promote`
+#[derive(Debug, Serialize)]
+pub struct PromoteReport {
+    /// The fork.
+    pub name: String,
+    /// What it was made from.
+    pub promoted_from: Option<String>,
+}
+
+impl Report for PromoteReport {
+    fn human(&self, _color: bool) -> String {
+        let parent = self.promoted_from.as_deref().unwrap_or("-");
+        format!("{} is a root now, and no longer a fork of {parent}", self.name)
+    }
+}
+
+/// `rename`
+#[derive(Debug, Serialize)]
+pub struct RenameReport {
+    /// The fork.
+    #[serde(flatten)]
+    pub fork: ForkReport,
+    /// Its name before.
+    pub renamed_from: String,
+}
+
+impl Report for RenameReport {
+    fn human(&self, _color: bool) -> String {
+        let name = &self.fork.name;
+        format!("{} is {name} now, at {}\nnext: pgcowfs start {name}", self.renamed_from, self.fork.url)
+    }
+}
+
+/// `protect`
+#[derive(Debug, Serialize)]
+pub struct ProtectReport {
+    /// The fork.
+    pub name: String,
+    /// Whether it is protected now.
+    pub protected: bool,
+    /// When that ends; null: when it is lifted.
+    pub protected_until: Option<String>,
+}
+
+impl Report for ProtectReport {
+    fn human(&self, _color: bool) -> String {
+        let name = &self.name;
+        match (self.protected, &self.protected_until) {
+            (false, _) => format!("{name} is not protected"),
+            (true, None) => format!("{name} is protected, until: pgcowfs protect {name} --off"),
+            (true, Some(until)) => format!("{name} is protected until {until}"),
+        }
+    }
+}
