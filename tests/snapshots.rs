@@ -202,7 +202,7 @@ fn a_reset_to_a_snapshot_is_no_new_origin() {
 }
 
 #[test]
-fn a_snapshot_knows_its_size_and_who_stands_on_it() {
+fn a_snapshot_knows_its_size_and_what_was_made_from_it() {
     let parts = Parts3::new();
     let store = parts.open();
     let main = cluster(&store, "main");
@@ -216,6 +216,7 @@ fn a_snapshot_knows_its_size_and_who_stands_on_it() {
     fork_of_snapshot(&store, "main", "full", "a");
     fork(&store, "main", "c");
     store.snapshot("c", "of-c").unwrap();
+    fork(&store, "a", "of-a");
     let described = |store: &Store| -> Vec<(String, String, u64, String)> {
         let all = store.all_snapshots().into_iter();
         all.map(|s| (s.fork, s.label, s.changed_bytes / B, s.forks.join(" "))).collect()
@@ -223,10 +224,11 @@ fn a_snapshot_knows_its_size_and_who_stands_on_it() {
     let row = |fork: &str, label: &str, pages, forks: &str| {
         (fork.to_string(), label.to_string(), pages, forks.to_string())
     };
-    let rows = [row("c", "of-c", 0, ""), row("main", "full", 50, "a b"), row("main", "a-little", 3, "")];
+    let mut rows = [row("c", "of-c", 0, ""), row("main", "full", 50, "a b"), row("main", "a-little", 3, "")];
     assert_eq!(described(&store), rows);
-    // A promoted fork stands where it stood.
+    // A promoted fork was made from nothing.
     store.promote("a").unwrap();
+    rows[1].3 = "b".into();
     collect(&store);
     assert_eq!(described(&store), rows);
     assert_eq!(store.snapshots("main").unwrap().len(), 2);

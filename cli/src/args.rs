@@ -12,7 +12,7 @@ use crate::daemon::ports::PortRange;
 use crate::error::Kind;
 
 pub use self::branches::{
-    CheckpointMode, CheckpointOptions, Place, Promote, Protect, Rename, Reset, Snapshot, Snapshots,
+    CheckpointMode, CheckpointOptions, Place, Promote, Protect, Rename, Reset, Snapshot, Snapshots, Tree,
 };
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
@@ -86,6 +86,8 @@ pub enum Command {
     /// List the forks
     #[command(visible_alias = "ls")]
     List(List),
+    /// Show which fork and snapshot was made from which
+    Tree(Tree),
     /// Show everything about one fork
     Show(Show),
     /// Print the path of a fork's data directory

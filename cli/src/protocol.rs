@@ -356,7 +356,7 @@ pub struct SnapshotRow {
     pub logical_bytes: u64,
     /// Bytes of the pages by which it differs from the one before.
     pub changed_bytes: u64,
-    /// The other forks that stand on it.
+    /// The forks that were made from it.
     pub forks: Vec<String>,
 }
 

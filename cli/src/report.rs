@@ -2,6 +2,7 @@
 //! (field names are part of the interface, see `docs/CLI.md`) or for people.
 
 mod branches;
+mod tree;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use crate::ui::{Cell, bytes_text, duration_text, pairs, table};
 pub use self::branches::{
     PromoteReport, ProtectReport, RenameReport, ResetReport, SnapshotEntry, SnapshotReport, SnapshotsReport,
 };
+
+pub use self::tree::{TreeNode, TreeReport};
 
 /// A command's result.
 pub trait Report: Serialize {

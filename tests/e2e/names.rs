@@ -136,6 +136,54 @@ fn promote() {
     store.stop("main");
 }
 
+/// Every fork has one place in the tree, whatever was removed, promoted and named like another.
+#[test]
+fn tree() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let store = Store::new();
+    assert_eq!(store.json(["tree"]), serde_json::json!([]));
+    store.create("main", QUIET);
+    store.ok(["snapshot", "main", "one"]);
+    for (from, name) in [("main@one", "a"), ("main", "b"), ("a", "c"), ("main@one", "d"), ("b", "e")] {
+        store.ok(["fork", from, name]);
+    }
+    let look = || {
+        let shown = store.ok(["tree"]);
+        assert!(shown.starts_with("NAME ") && !shown.contains('\x1b'), "{shown}");
+        let names = shown.lines().skip(1).map(|line| {
+            let name = line.split("  stopped").next().unwrap_or(line);
+            name.split("  snapshot").next().unwrap_or(name).trim_end().to_owned()
+        });
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(look(), ["main", "├─ @one", "│  ├─ a", "│  │  └─ c", "│  └─ d", "└─ b", "   └─ e"]);
+    let json = store.json(["tree"]);
+    let one = &json[0]["children"][0];
+    assert_eq!(
+        (text(&json[0], "kind"), text(one, "kind"), text(one, "name")),
+        ("fork", "snapshot", "main@one")
+    );
+    assert_eq!(text(&one["children"][0]["children"][0], "name"), "c");
+    assert!(number(one, "changed_bytes") > 0 && text(&json[0], "state") == "stopped", "{json}");
+    store.ok(["promote", "d"]);
+    store.ok(["protect", "d"]);
+    store.ok(["rm", "main@one", "b"]);
+    assert_eq!(look(), ["main", "└─ a", "   └─ c", "d", "e"]);
+    let shown = store.ok(["tree"]);
+    assert!(shown.contains("of b, which is gone\n") && shown.contains("protected\n"), "{shown}");
+    // A circle of names: main is gone, and a fork of its fork has its name.
+    store.ok(["rm", "main"]);
+    store.ok(["rename", "c", "main"]);
+    assert_eq!(look(), ["d", "e", "a", "└─ main"]);
+    store.ok(["rename", "a", "main2"]);
+    store.ok(["rm", "main"]);
+    store.ok(["rename", "main2", "main"]);
+    assert_eq!(look(), ["main", "d", "e"], "its parent has its own name");
+    refuses(&store, &["reset", "main", "--to", "parent"], NOT_FOUND, &["main", "gone"]);
+}
+
 #[test]
 fn protect() {
     let Some(_turn) = turn_on_a_mount() else {

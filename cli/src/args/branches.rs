@@ -89,8 +89,8 @@ Examples:
   pgcowfs snapshots
   pgcowfs snapshots pr42 --json | jq -r '.[].label'
 
-CHANGED is the pages by which a snapshot differs from the one before it (or from what its fork was made from); FORKS are the \
-other forks that stand on it. They keep all they have when it is removed.")]
+CHANGED is the pages by which a snapshot differs from the one before it (or from what its fork was made from); FORKS were \
+made from it. They keep all they have when it is removed.")]
 pub struct Snapshots {
     /// Only this fork's
     pub fork: Option<String>,
@@ -125,6 +125,17 @@ pub struct Reset {
     #[command(flatten)]
     pub options: StartOptions,
 }
+
+/// `tree`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs tree
+  pgcowfs tree --json | jq -r '.. | .name? // empty'
+
+OWN is what only a fork holds, and for a snapshot the pages by which it differs from the one before. Forks are below the \
+snapshot or the fork that they were made from, the oldest first.")]
+pub struct Tree {}
 
 /// `promote`
 #[derive(Args, Debug)]

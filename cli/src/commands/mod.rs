@@ -19,6 +19,7 @@ mod snapshot;
 mod start;
 mod status;
 mod stop;
+mod tree;
 mod umount;
 mod url;
 
@@ -72,6 +73,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<()> {
         Command::Psql(args) => psql::run(&context, args),
         Command::Url(args) => url::run(&context, args),
         Command::List(_) => list::run(&context),
+        Command::Tree(_) => tree::run(&context),
         Command::Show(args) => show::run(&context, args),
         Command::Path(args) => show::path(&context, args),
         Command::Quota(args) => quota::run(&context, args),

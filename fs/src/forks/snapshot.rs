@@ -27,8 +27,7 @@ pub struct SnapshotInfo {
     /// Bytes of the pages by which it differs from what it stands on: another
     /// snapshot, or what another fork stands on, too.
     pub changed_bytes: u64,
-    /// The other forks that stand on it: they were made from it, or put back to what
-    /// was made from it.
+    /// The forks that were made from it.
     pub forks: Vec<String>,
 }
 
@@ -72,19 +71,19 @@ impl Store {
         let all = self.records();
         let _still = self.core.moves.read();
         let kept: Vec<_> = of.iter().map(|record| (record, self.core.snapshots(record.id))).collect();
-        let layers = self.core.layers.lock();
-        let mut standing: HashMap<LayerId, Vec<&ForkRecord>> = HashMap::new();
+        let mut made_from: HashMap<LayerId, Vec<String>> = HashMap::new();
         for fork in &all {
-            standing.entry(nearest_kept(fork.head, &layers)).or_default().push(fork);
+            if let Some(origin) = self.core.snapshot(fork.id, "") {
+                made_from.entry(origin.layer).or_default().push(fork.name.clone());
+            }
         }
+        let layers = self.core.layers.lock();
         let mut snapshots = Vec::new();
         for (record, mut kept) in kept {
             kept.retain(|(label, _)| !label.is_empty());
             kept.sort_by_key(|(_, snapshot)| (snapshot.created, snapshot.layer));
             snapshots.extend(kept.into_iter().map(|(label, snapshot)| {
-                let on_it = standing.get(&snapshot.layer).into_iter().flatten();
-                let mut forks: Vec<String> =
-                    on_it.filter(|fork| fork.id != record.id).map(|fork| fork.name.clone()).collect();
+                let mut forks = made_from.get(&snapshot.layer).cloned().unwrap_or_default();
                 forks.sort();
                 SnapshotInfo {
                     fork: record.name.clone(),
@@ -143,13 +142,6 @@ impl Store {
             self.queue_unreachable_from(layer);
         }
     }
-}
-
-/// The first layer below a head that somebody keeps; 0 if there is none.
-fn nearest_kept(head: LayerId, layers: &HashMap<LayerId, LayerInfo>) -> LayerId {
-    let below = |layer: &LayerId| layers.get(layer).map(|info| info.record.parent);
-    let kept = |layer: &LayerId| layers.get(layer).is_some_and(|info| info.names > 0);
-    std::iter::successors(below(&head), below).find(kept).unwrap_or_default()
 }
 
 /// Pages of a layer, and of those below that are part of nothing else.
