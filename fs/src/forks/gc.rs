@@ -60,18 +60,19 @@ impl Store {
         if !self.forks.read().contains_key(&id) {
             return Err(missing());
         }
-        {
-            let _still = self.core.moves.read();
-            let mut batch = Batch::default();
-            batch.delete(ForkRecord::key(id));
-            batch.delete(QuotaRecord::key(id));
-            for (label, _) in self.core.snapshots(id) {
-                batch.delete(SnapshotRecord::key(id, &label));
-            }
-            self.core.map.commit(&batch)?;
+        // Until its snapshots are forgotten in memory, too: what is merged meanwhile
+        // would write their records anew.
+        let still = self.core.moves.read();
+        let mut batch = Batch::default();
+        batch.delete(ForkRecord::key(id));
+        batch.delete(QuotaRecord::key(id));
+        for (label, _) in self.core.snapshots(id) {
+            batch.delete(SnapshotRecord::key(id, &label));
         }
+        self.core.map.commit(&batch)?;
         self.names.write().remove(name);
         self.retire(id, fork.as_ref());
+        drop(still);
         drop(commit);
         drop(fork);
         self.tell(name, id);
