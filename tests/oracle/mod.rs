@@ -18,7 +18,7 @@ mod load;
 mod verify;
 
 #[allow(unused_imports)]
-pub use churn::{Attempt, Churn, Fate, presence};
+pub use churn::{Attempt, Churn, Fate, presence, verify_one_of};
 #[allow(unused_imports)] // Each test program uses its own part of this.
 pub use load::{CLIENTS, Clock, Habits, History, LAZY, Load, Window};
 pub use verify::{Kind, report, verify};

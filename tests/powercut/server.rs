@@ -11,7 +11,7 @@ use crate::common::process::run;
 use crate::common::random::Random;
 use crate::common::store::Store;
 use crate::harness::Settings;
-use crate::oracle::{self, Attempt, Churn, Habits, History, Kind, LAZY, Load, report, verify};
+use crate::oracle::{self, Attempt, Churn, Habits, History, Kind, LAZY, Load, verify, verify_one_of};
 
 /// What happened, and when by the log.
 pub struct Recording {
@@ -96,15 +96,13 @@ impl Recording {
         let store = Store::at(&place.store());
         let mut random = Random::new(cut.seed);
         let forks: Vec<&Attempt> = self.attempts.iter().filter(|a| names.contains(&a.name)).collect();
-        let fork = random.pick(&forks).map(|a| (a.name.clone(), a.window.clone()));
-        let main = ("main".to_owned(), self.history.window(cut.at));
-        for (name, window) in fork.into_iter().chain([main]) {
+        let fork = random.pick(&forks).map(|a| (a.name.clone(), a.windows(cut.at)));
+        let main = ("main".to_owned(), vec![self.history.window(cut.at)]);
+        for (name, windows) in fork.into_iter().chain([main]) {
             match self.settings.start(&store, &name) {
                 Err(why) => wrong.push(why),
                 Ok(at) => {
-                    if let Err(violations) = verify(&at, &window) {
-                        wrong.push(format!("{name}, window {window:?}:{}", report(&violations)));
-                    }
+                    wrong.extend(verify_one_of(&at, &windows).err().map(|why| format!("{name}: {why}")));
                     wrong.extend(self.settings.stop_and_check_pages(&store, &name).err());
                 }
             }

@@ -18,6 +18,7 @@ use crate::common::store::{Store, text};
 use crate::harness::{Settings, word};
 use crate::oracle::{
     self, Attempt, Churn, Clock, Counts, DATABASE, Fate, Load, Window, report as in_words, verify,
+    verify_one_of,
 };
 
 /// Forks that are started and judged after a kill; all others only have to be there.
@@ -83,9 +84,11 @@ pub struct Report {
     pub commits: u64,
     /// Forks made.
     pub forks: u64,
-    /// Forks that were being made or removed at the kill.
+    /// Snapshots asked for.
+    pub snapshots: u64,
+    /// Forks that were being made, put back or removed at the kill.
     pub in_doubt: u64,
-    /// Forks started and judged.
+    /// Forks, and forks of snapshots, started and judged.
     pub judged: u64,
     /// Runs of the store's check.
     pub checks: u64,
@@ -96,8 +99,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:5} commits, {:2} forks, {} in doubt, {} judged, {} checks, {:4.1} s",
-            self.commits, self.forks, self.in_doubt, self.judged, self.checks, self.seconds
+            "{:5} commits, {:2} forks, {:2} snapshots, {} in doubt, {} judged, {} checks, {:4.1} s",
+            self.commits, self.forks, self.snapshots, self.in_doubt, self.judged, self.checks, self.seconds
         )
     }
 }
@@ -164,7 +167,8 @@ impl Cluster {
             kills: 1,
             commits: window.acked.iter().sum::<u64>() - before,
             forks: attempts.iter().filter(|a| !a.failed).count() as u64,
-            in_doubt: attempts.iter().filter(|a| a.fate(u64::MAX) == Fate::InDoubt).count() as u64,
+            in_doubt: attempts.iter().filter(|a| a.is_in_doubt(u64::MAX)).count() as u64,
+            snapshots: attempts.iter().map(|a| a.snapshots.len() as u64).sum(),
             ..Report::default()
         };
         let dead = self.store.status()["state"] != "running";
@@ -295,11 +299,23 @@ impl Cluster {
         }
         // Those in doubt first, then the youngest.
         let mut judged: Vec<&Attempt> = attempts.iter().filter(is_there).collect();
-        judged.sort_by_key(|a| a.fate(u64::MAX) == Fate::There);
-        judged[..].reverse();
-        judged.sort_by_key(|a| a.fate(u64::MAX) == Fate::There);
+        judged.reverse();
+        judged.sort_by_key(|a| !a.is_in_doubt(u64::MAX));
+        // Before a server changes anything.
+        let (snapshots, missing) = self.snapshots_of(&judged);
+        wrong.extend(missing);
         for attempt in judged.into_iter().take(JUDGED_MAX) {
-            wrong.extend(self.judge_fork(attempt).err());
+            wrong.extend(self.judge_fork(&attempt.name, &attempt.windows(u64::MAX)).err());
+            sums.judged += 1;
+        }
+        // A snapshot is whole if a fork of it is.
+        for (place, windows) in snapshots.into_iter().take(JUDGED_MAX) {
+            let forked = run(&mut self.store.command(["fork", &place, "of-a-snapshot"]));
+            match forked.ok() {
+                true => wrong.extend(self.judge_fork("of-a-snapshot", &windows).err()),
+                false => wrong.push(forked.report()),
+            }
+            run(&mut self.store.command(["rm", "--force", "of-a-snapshot"]));
             sums.judged += 1;
         }
         let mut left = there;
@@ -315,14 +331,32 @@ impl Cluster {
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     }
 
-    fn judge_fork(&self, attempt: &Attempt) -> Result<(), String> {
-        let name = &attempt.name;
+    /// The snapshots that are there of these forks, the youngest first, with what they may hold; and what is wrong with
+    /// which of them there are.
+    fn snapshots_of(&self, forks: &[&Attempt]) -> (Vec<(String, Vec<Window>)>, Vec<String>) {
+        let list = self.store.json(["snapshots"]);
+        let there: Vec<&str> = list.as_array().into_iter().flatten().map(|row| text(row, "name")).collect();
+        let (mut found, mut wrong) = (Vec::new(), Vec::new());
+        for fork in forks {
+            for kept in fork.snapshots.iter().rev() {
+                let place = format!("{}@{}", fork.name, kept.label);
+                match (kept.fate(u64::MAX), there.contains(&place.as_str())) {
+                    (Fate::There, false) => wrong.push(format!("snapshot {place} was made and is gone")),
+                    (Fate::Absent, true) => wrong.push(format!("snapshot {place} is there, and was removed")),
+                    (_, true) => found.push((place, kept.windows.clone())),
+                    (_, false) => {}
+                }
+            }
+        }
+        (found, wrong)
+    }
+
+    fn judge_fork(&self, name: &str, windows: &[Window]) -> Result<(), String> {
         let at = match text(&self.store.show(name), "state") {
             "running" => self.store.endpoint(name),
             _ => self.settings.start(&self.store, name)?,
         };
-        verify(&at, &attempt.window)
-            .map_err(|v| format!("fork {name}, window {:?}:{}", attempt.window, in_words(&v)))?;
+        verify_one_of(&at, windows).map_err(|why| format!("fork {name}: {why}"))?;
         self.settings.stop_and_check_pages(&self.store, name)
     }
 

@@ -16,6 +16,7 @@ struct Sums {
     kills: u64,
     commits: u64,
     forks: u64,
+    snapshots: u64,
     in_doubt: u64,
     judged: u64,
     checks: u64,
@@ -29,6 +30,7 @@ impl Table {
         sums.kills += report.kills;
         sums.commits += report.commits;
         sums.forks += report.forks;
+        sums.snapshots += report.snapshots;
         sums.in_doubt += report.in_doubt;
         sums.judged += report.judged;
         sums.checks += report.checks;
@@ -37,18 +39,27 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = "-".repeat(112);
+        let line = "-".repeat(122);
         writeln!(f, "{line}")?;
         writeln!(
             f,
-            "{:<36} {:<12} {:>6} {:>6} {:>9} {:>7} {:>9} {:>13} {:>6}",
-            "settings", "victim", "rounds", "kills", "commits", "forks", "in doubt", "forks judged", "checks"
+            "{:<36} {:<12} {:>6} {:>6} {:>9} {:>7} {:>9} {:>9} {:>13} {:>6}",
+            "settings",
+            "victim",
+            "rounds",
+            "kills",
+            "commits",
+            "forks",
+            "snapshots",
+            "in doubt",
+            "forks judged",
+            "checks"
         )?;
         for ((settings, victim), s) in &self.0 {
             writeln!(
                 f,
-                "{settings:<36} {victim:<12} {:>6} {:>6} {:>9} {:>7} {:>9} {:>13} {:>6}",
-                s.rounds, s.kills, s.commits, s.forks, s.in_doubt, s.judged, s.checks
+                "{settings:<36} {victim:<12} {:>6} {:>6} {:>9} {:>7} {:>9} {:>9} {:>13} {:>6}",
+                s.rounds, s.kills, s.commits, s.forks, s.snapshots, s.in_doubt, s.judged, s.checks
             )?;
         }
         write!(f, "{line}")
