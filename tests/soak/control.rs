@@ -48,10 +48,10 @@ impl Control {
         }
     }
 
-    /// Forks, as `pgcowfs fork --checkpoint never` does.
-    pub fn fork(&mut self, parent: &str, child: &str) -> Result<ForkCost, String> {
+    /// Forks, as `pgcowfs fork --checkpoint never` does: what the parent is now, or a snapshot of it.
+    pub fn fork(&mut self, parent: &str, snapshot: Option<&str>, child: &str) -> Result<ForkCost, String> {
         let made = self.ask(&json!({
-            "op": "fork", "parent": parent, "child": child, "port": null, "listen": "localhost", "settings": [],
+            "op": "fork", "parent": parent, "snapshot": snapshot, "child": child, "port": null, "listen": "localhost", "settings": [],
             "keep_identity": false, "quota": null,
         }))?;
         let time = |field: &str| made[field].as_f64().map(|ms| Duration::from_secs_f64(ms / 1e3));
@@ -64,6 +64,16 @@ impl Control {
     /// Removes a fork.
     pub fn remove(&mut self, fork: &str) -> Result<(), String> {
         self.ask(&json!({ "op": "remove", "fork": fork })).map(|_| ())
+    }
+
+    /// Keeps what a fork is now.
+    pub fn snapshot(&mut self, fork: &str, label: &str) -> Result<(), String> {
+        self.ask(&json!({ "op": "snapshot", "fork": fork, "label": label })).map(|_| ())
+    }
+
+    /// Removes a snapshot.
+    pub fn remove_snapshot(&mut self, fork: &str, label: &str) -> Result<(), String> {
+        self.ask(&json!({ "op": "remove_snapshot", "fork": fork, "label": label })).map(|_| ())
     }
 
     /// What `status` shows.

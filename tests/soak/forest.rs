@@ -15,6 +15,12 @@ use crate::common::random::Random;
 pub const MAIN: &str = "main";
 /// Of so many hundred forks one is made of another fork, not of `main`.
 const OF_A_FORK_PERCENT: u64 = 20;
+/// Of so many hundred forks one is made of a snapshot.
+const OF_A_SNAPSHOT_PERCENT: u64 = 10;
+/// One in so many cycles makes a snapshot of `main`.
+const SNAPSHOT_EVERY: u64 = 10;
+/// Snapshots there are at a time.
+const SNAPSHOTS: usize = 5;
 /// Of so many hundred removals one takes the oldest, and the others any.
 const OLDEST_PERCENT: u64 = 50;
 /// Pages that are compared in each cycle.
@@ -43,6 +49,8 @@ pub struct Forest {
     trees: BTreeMap<String, Tree>,
     /// Living forks but `main`, the oldest first.
     living: Vec<String>,
+    /// Snapshots of `main` with what they must hold, the oldest first.
+    snapshots: Vec<(String, Tree)>,
     layers: Layers,
     versions: Versions,
     made: u64,
@@ -65,6 +73,7 @@ impl Forest {
             mount: mount.to_owned(),
             trees: BTreeMap::from([(MAIN.to_owned(), main)]),
             living: Vec::new(),
+            snapshots: Vec::new(),
             layers: Layers::new(MAIN),
             versions,
             made: 0,
@@ -82,15 +91,27 @@ impl Forest {
         self.layers.count()
     }
 
-    /// One cycle: a fork, writes on both sides, comparisons, and removals until there are not too many. What else can
-    /// be done to a tree of forks (snapshots, when the store has them) belongs here.
+    /// One cycle: a fork, writes on both sides, comparisons, and removals until there are not too many; now and then a
+    /// snapshot.
     pub fn cycle(&mut self, control: &mut Control, args: &Args, random: &mut Random) -> Result<(), String> {
         let begin = Instant::now();
         let parent = match random.pick(&self.living) {
             Some(one) if random.percent(OF_A_FORK_PERCENT) => one.clone(),
             _ => MAIN.to_owned(),
         };
-        let child = self.fork(control, &parent)?;
+        if self.made.is_multiple_of(SNAPSHOT_EVERY) {
+            self.snapshot(control, random)?;
+        }
+        let (parent, child) = match random.pick(&self.snapshots) {
+            Some((label, _)) if random.percent(OF_A_SNAPSHOT_PERCENT) => {
+                let label = label.clone();
+                (MAIN.to_owned(), self.fork_snapshot(control, &label)?)
+            }
+            _ => {
+                let child = self.fork(control, &parent)?;
+                (parent, child)
+            }
+        };
         let name = FIRST_SMALL + self.made as u32;
         for fork in [&parent, &child] {
             let tree = self.trees.get_mut(fork).expect("it lives");
@@ -113,18 +134,55 @@ impl Forest {
     }
 
     fn fork(&mut self, control: &mut Control, parent: &str) -> Result<String, String> {
-        self.made += 1;
-        let child = format!("f{}", self.made);
+        let child = self.next_name();
         let begin = Instant::now();
-        let cost = control.fork(parent, &child)?;
+        let cost = control.fork(parent, None, &child)?;
         self.times.fork_calls.push(begin.elapsed());
         self.times.forks.push(cost.fork);
         self.times.stalls.push(cost.stall);
         let tree = self.trees[parent].forked(&self.mount.join(&child));
-        self.trees.insert(child.clone(), tree);
         self.layers.fork(parent, &child);
+        Ok(self.born(child, tree))
+    }
+
+    /// Not among the times: nobody's writes are held.
+    fn fork_snapshot(&mut self, control: &mut Control, label: &str) -> Result<String, String> {
+        let child = self.next_name();
+        control.fork(MAIN, Some(label), &child)?;
+        let (_, tree) = self.snapshots.iter().find(|(of, _)| of == label).expect("it is there");
+        let tree = tree.forked(&self.mount.join(&child));
+        self.layers.fork_snapshot(label, &child);
+        Ok(self.born(child, tree))
+    }
+
+    fn next_name(&mut self) -> String {
+        self.made += 1;
+        format!("f{}", self.made)
+    }
+
+    fn born(&mut self, child: String, tree: Tree) -> String {
+        self.trees.insert(child.clone(), tree);
         self.living.push(child.clone());
-        Ok(child)
+        child
+    }
+
+    /// A snapshot more, and one less if there are enough: the oldest, or any.
+    fn snapshot(&mut self, control: &mut Control, random: &mut Random) -> Result<(), String> {
+        let label = format!("s{}", self.made);
+        control.snapshot(MAIN, &label)?;
+        self.layers.snapshot(MAIN, &label);
+        let tree = self.trees[MAIN].forked(&self.mount.join(MAIN));
+        self.snapshots.push((label, tree));
+        if self.snapshots.len() > SNAPSHOTS {
+            let which = match random.percent(OLDEST_PERCENT) {
+                true => 0,
+                false => random.below(self.snapshots.len() as u64) as usize,
+            };
+            let (label, _) = self.snapshots.remove(which);
+            control.remove_snapshot(MAIN, &label)?;
+            self.layers.remove_snapshot(&label);
+        }
+        Ok(())
     }
 
     fn remove(&mut self, control: &mut Control, which: usize) -> Result<(), String> {

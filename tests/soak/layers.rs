@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 pub struct Layers {
     layers: BTreeMap<u64, Layer>,
     forks: BTreeMap<String, Fork>,
+    /// By label; all of forks that are not removed.
+    snapshots: BTreeMap<String, u64>,
     next: u64,
 }
 
@@ -14,7 +16,7 @@ struct Layer {
     below: Option<u64>,
     /// Layers on it.
     above: u64,
-    /// Forks that write to it, or can be put back to it.
+    /// Forks that write to it, or can be put back to it, and snapshots that it is.
     forks: u64,
     is_head: bool,
 }
@@ -47,14 +49,42 @@ impl Layers {
         self.next
     }
 
+    /// The head of a fork is frozen; who counted for it now counts for what is kept of it.
+    fn freeze(&mut self, fork: &str) -> u64 {
+        let frozen = self.forks[fork].head;
+        self.layer(frozen).is_head = false;
+        let head = self.add_head(Some(frozen));
+        self.forks.get_mut(fork).expect("it lives").head = head;
+        frozen
+    }
+
     /// `child` is forked from `parent`.
     pub fn fork(&mut self, parent: &str, child: &str) {
-        let frozen = self.forks[parent].head;
         // The parent leaves it, and the child has it as its origin.
-        self.layer(frozen).is_head = false;
-        let heads = [self.add_head(Some(frozen)), self.add_head(Some(frozen))];
-        self.forks.get_mut(parent).expect("it lives").head = heads[0];
-        self.forks.insert(child.to_owned(), Fork { head: heads[1], origin: Some(frozen) });
+        let frozen = self.freeze(parent);
+        let head = self.add_head(Some(frozen));
+        self.forks.insert(child.to_owned(), Fork { head, origin: Some(frozen) });
+    }
+
+    /// `child` is forked from a snapshot.
+    pub fn fork_snapshot(&mut self, label: &str, child: &str) {
+        let frozen = self.snapshots[label];
+        self.layer(frozen).forks += 1;
+        let head = self.add_head(Some(frozen));
+        self.forks.insert(child.to_owned(), Fork { head, origin: Some(frozen) });
+    }
+
+    /// A snapshot of `fork` is made.
+    pub fn snapshot(&mut self, fork: &str, label: &str) {
+        let frozen = self.freeze(fork);
+        self.snapshots.insert(label.to_owned(), frozen);
+    }
+
+    /// A snapshot is removed.
+    pub fn remove_snapshot(&mut self, label: &str) {
+        let gone = self.snapshots.remove(label).expect("it is there");
+        self.layer(gone).forks -= 1;
+        self.drop_from(gone);
     }
 
     /// A fork is removed, and the layers that only it needed.
@@ -63,7 +93,12 @@ impl Layers {
         for layer in [Some(gone.head), gone.origin].into_iter().flatten() {
             self.layer(layer).forks -= 1;
         }
-        let mut at = Some(gone.head);
+        self.drop_from(gone.head);
+    }
+
+    /// Drops a layer that nobody needs, and those below that only it needed.
+    fn drop_from(&mut self, layer: u64) {
+        let mut at = Some(layer);
         while let Some(id) = at.filter(|&id| self.layer(id).above + self.layer(id).forks == 0) {
             at = self.layers.remove(&id).and_then(|layer| layer.below);
             if let Some(below) = at {
