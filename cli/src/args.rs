@@ -1,5 +1,7 @@
 //! The command line.
 
+// As a file of the fuzz targets, this one has no directory of its own.
+#[path = "args/branches.rs"]
 mod branches;
 
 use std::path::PathBuf;

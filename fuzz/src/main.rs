@@ -16,7 +16,7 @@ use libfuzzer_sys::fuzz_target;
 // for the fuzzer's sake would make everything public, and hide what is unused. So the
 // modules that decode something are compiled here once more, from where they are, with
 // what those need; `crate::` means the same in both.
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../../cli/src/args.rs"]
 mod args;
 #[allow(dead_code)]
@@ -31,6 +31,7 @@ mod daemon {
 #[allow(dead_code)]
 #[path = "../../cli/src/error.rs"]
 mod error;
+#[allow(dead_code)]
 #[path = "../../cli/src/meta.rs"]
 mod meta;
 #[allow(dead_code)]
