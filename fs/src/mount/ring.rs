@@ -44,10 +44,11 @@ const PAYLOAD: usize = REQUEST_BYTES as usize;
 const REGISTER: u32 = 1;
 const COMMIT_AND_FETCH: u32 = 2;
 
-/// Threads of all processors together, and of each.
+/// Threads of all processors together, and of each: so many commits and reads from
+/// the disk may be under way before others wait. Each has a mebibyte of memory.
 const THREADS: usize = 32;
 const OWN_THREADS_MIN: usize = 4;
-const OWN_THREADS_MAX: usize = 16;
+const OWN_THREADS_MAX: usize = 8;
 
 type Ring = IoUring<squeue::Entry128, cqueue::Entry>;
 
