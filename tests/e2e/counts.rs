@@ -1,5 +1,6 @@
 //! Exact counts: requests, bytes. They do not depend on how fast or busy the machine is.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -50,6 +51,54 @@ fn requests_of_a_warm_run() {
     let size = std::fs::read(store.path("cold").join(&table)).expect("read a table").len() as u64;
     let reads = store.requests("read") - before;
     assert!(reads >= size >> 20, "{reads} READ requests for {size} bytes that were not cached");
+    store.stop("main");
+}
+
+/// What a commit costs: one write of WAL and one flush of it. Nothing else is asked for once a session has begun.
+#[test]
+fn requests_of_a_commit() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let store = Store::new();
+    // All pages stay in shared buffers, and nobody but the session writes.
+    let settings =
+        "shared_buffers = 128MB\nbgwriter_lru_maxpages = 0\nwal_writer_delay = 10s\ncheckpoint_timeout = 1h";
+    store.create("main", &format!("{QUIET}\n{settings}"));
+    store.start("main");
+    store.pgbench("main", ["-i", "-q", "-s", "1"]);
+    store.ok(["fork", "main", "child"]);
+    store.start("child");
+    store.pgbench("child", ["-n", "-c", "1", "-t", "200"]);
+
+    const TRANSACTIONS: u64 = 1000;
+    let all = || -> BTreeMap<String, u64> {
+        let status = store.status();
+        let requests = status["requests"].as_object().expect("requests");
+        let kinds = requests.iter().filter(|(kind, _)| !kind.ends_with("_bytes"));
+        kinds.map(|(kind, n)| (kind.clone(), n.as_u64().expect("a number"))).collect()
+    };
+    let before = all();
+    store.pgbench("child", ["-n", "-c", "1", "-t", &TRANSACTIONS.to_string()]);
+    let caused: BTreeMap<String, u64> = all()
+        .into_iter()
+        .map(|(kind, n)| (kind.clone(), n - before[&kind]))
+        .filter(|(_, n)| *n > 0)
+        .collect();
+    let of = |kind: &str| caused.get(kind).copied().unwrap_or(0);
+    let others: u64 =
+        caused.iter().filter(|(kind, _)| !["write", "fsync"].contains(&kind.as_str())).map(|(_, n)| n).sum();
+    // A few records of WAL end on another page, and tables grow now and then.
+    assert!(
+        (TRANSACTIONS..=TRANSACTIONS * 11 / 10).contains(&of("write")),
+        "{TRANSACTIONS} transactions: {caused:?}"
+    );
+    assert!(
+        (TRANSACTIONS..=TRANSACTIONS * 21 / 20).contains(&of("fsync")),
+        "{TRANSACTIONS} transactions: {caused:?}"
+    );
+    assert!(others <= TRANSACTIONS / 10, "{TRANSACTIONS} transactions: {caused:?}");
+    store.stop("child");
     store.stop("main");
 }
 
