@@ -76,8 +76,9 @@ impl Args {
         })?;
         let Some(common) = common else { return Ok(None) };
         if !common.long {
-            (cycles, living, pages, table_pages) = (80, 8, 20, 1024);
-            (sample, baseline, load, minutes) = (20, 20, 20, None);
+            // There are as many snapshots as there will be after 60 cycles.
+            (cycles, living, pages, table_pages) = (180, 8, 20, 1024);
+            (sample, baseline, load, minutes) = (30, 60, 20, None);
         }
         let living = usize::try_from(living).map_err(|_| "too many forks".to_owned())?;
         let table_pages =
