@@ -29,7 +29,7 @@ struct Device {
     workers: Arc<Workers>,
     /// How many of them may be in a commit at a time.
     commits_max: usize,
-    /// How many are.
+    /// How many are, or ask whether they may.
     commits: AtomicUsize,
 }
 
@@ -71,21 +71,26 @@ impl Device {
                 continue;
             };
             match message.opcode() {
-                opcode::FSYNC | opcode::FSYNCDIR
-                    if self.commits.load(Ordering::Relaxed) < self.commits_max =>
-                {
-                    self.commits.fetch_add(1, Ordering::Relaxed);
-                    self.answer(&message, &mut body);
+                opcode::FSYNC | opcode::FSYNCDIR => {
+                    let few = self.commits.fetch_add(1, Ordering::Relaxed) < self.commits_max;
+                    if few {
+                        self.answer(&message, &mut body);
+                    }
                     self.commits.fetch_sub(1, Ordering::Relaxed);
+                    if !few {
+                        self.hand_over(&message);
+                    }
                 }
                 // Pages that cannot be shared take long to copy.
-                opcode::FSYNC | opcode::FSYNCDIR | opcode::COPY_FILE_RANGE => {
-                    let (device, message) = (self.clone(), message.to_owned());
-                    self.workers.run(move || device.answer(&message.message(), &mut Vec::new()));
-                }
+                opcode::COPY_FILE_RANGE => self.hand_over(&message),
                 _ => self.answer(&message, &mut body),
             }
         }
+    }
+
+    fn hand_over(self: &Arc<Self>, message: &Message) {
+        let (device, message) = (self.clone(), message.owned());
+        self.workers.run(move || device.answer(&message.message(), &mut Vec::new()));
     }
 
     fn answer(&self, message: &Message, body: &mut Vec<u8>) {

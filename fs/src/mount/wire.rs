@@ -187,7 +187,7 @@ impl<'a> Message<'a> {
     }
 
     /// The same request in memory of its own.
-    pub fn to_owned(self) -> Owned {
+    pub fn owned(self) -> Owned {
         Owned { header: self.header.into(), fixed: self.fixed.into(), rest: self.rest.into() }
     }
 }
@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(message.u64(0), Ok(5));
         assert_eq!(message.two_names(), Ok((&b"old"[..], &b"new"[..])));
         assert_eq!(message.u64(1), Err(Malformed));
-        let owned = message.to_owned();
+        let owned = message.owned();
         assert_eq!(owned.message().two_names(), message.two_names());
     }
 
