@@ -13,8 +13,8 @@
 //! Two rules against deadlock:
 //! - Who serves a request never waits for something that takes another request.
 //! - A notification is never sent by such a thread: in the kernel it waits
-//!   for the lock of a directory, which somebody may hold whose request the
-//!   it is to answer.
+//!   for the lock of a directory, which somebody may hold whose request it is
+//!   to answer.
 
 mod attach;
 mod convert;
