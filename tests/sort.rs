@@ -4,6 +4,7 @@
 mod mem;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mem::{B, Parts3, cluster, collect, file, fork, page, read};
 use pgcowfs::{FileId, Fork, Layout, Options, Store};
@@ -64,6 +65,30 @@ fn scattered_files_lie_in_long_pieces_afterwards() {
     assert_eq!(again.layout("main").unwrap(), after);
     check(&again);
     again.close().unwrap();
+    store.close().unwrap();
+}
+
+#[test]
+fn reading_in_order_sets_the_disk_to_work_on_what_comes_a_mebibyte_later() {
+    let parts = Parts3::new();
+    let store = open(&parts);
+    let main = cluster(&store, "main");
+    let [scattered, _] = scattered(&main);
+    let step = 16 * B;
+    // What the kernel reads ahead, what a query looks up, and the last of the file.
+    for (offset, len, blocks) in
+        [(0, step, 16), (B, step, 16), (0, B, 0), ((BLOCKS - 136) * B, step, 8), ((BLOCKS - 16) * B, step, 0)]
+    {
+        read(&main, scattered, offset, len);
+        let (mut told, patience) = (Vec::new(), Instant::now() + Duration::from_secs(20));
+        while told.iter().map(|(_, len)| len).sum::<u64>() < blocks * B && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(1));
+            told.extend(parts.delta.take_read_ahead());
+        }
+        let at = format!("{len} bytes from {offset}: {told:?}");
+        assert_eq!(told.iter().map(|(_, len)| len).sum::<u64>(), blocks * B, "{at}");
+        assert!(blocks == 0 || told.len() as u64 > blocks / 2, "not one after the other: {at}");
+    }
     store.close().unwrap();
 }
 

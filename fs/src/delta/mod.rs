@@ -335,6 +335,18 @@ impl Delta {
         self.file()?.read_at(buf, first.offset()).map_err(|e| self.error("reading", e))
     }
 
+    /// Has the host read `n` pages in the background. That may race with a write to a
+    /// slot that has become free: the host makes direct I/O wait for such a read.
+    pub fn read_ahead(&self, first: Slot, n: usize) {
+        let hinted = self.file().and_then(|file| {
+            file.read_ahead(first.offset(), n as u64 * BLOCK_BYTES)
+                .map_err(|e| self.error("reading ahead in", e))
+        });
+        if let Err(e) = hinted {
+            log::debug!("{e}");
+        }
+    }
+
     /// Drops one live reference; a slot that becomes free loses its page.
     pub fn release(&self, index: u32) {
         let mut space = self.space.lock();

@@ -224,6 +224,14 @@ impl DeviceFile for HostFile {
         }
     }
 
+    fn read_ahead(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (Ok(start), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        };
+        let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+        Ok(nix::fcntl::posix_fadvise(&self.descriptors(false)?.buffered, start, len, advice)?)
+    }
+
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let open = self.descriptors(false)?;
         self.unflushed.store(true, Ordering::SeqCst);

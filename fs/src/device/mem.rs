@@ -41,6 +41,8 @@ pub struct MemFile {
     state: Mutex<FileState>,
     device: std::sync::Weak<Mutex<Inner>>,
     power: Power,
+    /// Offsets and lengths that were said to be read soon.
+    read_ahead: Mutex<Vec<(u64, u64)>>,
 }
 
 #[derive(Clone, Default)]
@@ -186,6 +188,12 @@ impl MemDevice {
         }
     }
 
+    /// What of its files was said to be read soon, and has not been asked for here
+    /// yet: offsets and lengths.
+    pub fn take_read_ahead(&self) -> Vec<(u64, u64)> {
+        self.inner.lock().files.values().flat_map(|file| file.read_ahead.lock().split_off(0)).collect()
+    }
+
     /// All of it as it is now, durable and not, apart from the device: a crash
     /// can be tried on it later. Costs what the number of files costs.
     pub fn frozen(&self) -> MemDevice {
@@ -253,6 +261,7 @@ impl MemDevice {
             state: Mutex::new(state),
             device: Arc::downgrade(&self.inner),
             power: self.power.clone(),
+            read_ahead: Mutex::default(),
         })
     }
 }
@@ -330,6 +339,11 @@ impl DeviceFile for MemFile {
 
     fn read_direct(&self, buf: &mut DirectBuf, len: usize, offset: u64) -> io::Result<()> {
         self.read_at(buf.room(len), offset)
+    }
+
+    fn read_ahead(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.read_ahead.lock().push((offset, len));
+        Ok(())
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {

@@ -48,6 +48,10 @@ pub trait DeviceFile: Send + Sync {
     /// host allows it; zeros beyond the end. Offset and length are multiples of
     /// [`DIRECT_ALIGN`].
     fn read_direct(&self, buf: &mut DirectBuf, len: usize, offset: u64) -> io::Result<()>;
+    /// Says that this will soon be read by [`DeviceFile::read_at`].
+    fn read_ahead(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
     /// Writes through the host's page cache.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Writes past the host's page cache where the host allows it. `buf`,

@@ -19,6 +19,7 @@ use crate::map::schema::{Counters, LayerRecord, Slot, SnapshotRecord};
 use crate::map::{Batch, Map};
 
 use super::Options;
+use super::ahead::Ahead;
 use super::tables::Tables;
 
 /// Identifiers are made durable in steps of this many, so that a new one is
@@ -47,6 +48,8 @@ pub struct Core {
     pub kept: Mutex<BTreeMap<(ForkId, String), SnapshotRecord>>,
     /// What frozen layers that several layers begin with show.
     pub states: Mutex<HashMap<LayerId, State>>,
+    /// What is to be read ahead.
+    pub ahead: Ahead,
     /// Which page tables may be dropped from memory.
     pub tables: Tables,
     /// Held for reading by whoever relies on which layer has which record: a

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+mod ahead;
 mod branch;
 mod check;
 mod commit;

@@ -18,6 +18,13 @@ use super::fork::{Fork, Head};
 /// wrote it may just have replaced it. A page that stays wrong is damaged.
 const TRIES: u32 = 5;
 
+/// A read of so many bytes is the kernel reading ahead of somebody who reads in order.
+const IN_ORDER: usize = 64 << 10;
+
+/// How far ahead of such a read the disk is set to work. Pages of one file may lie in
+/// many places, of which the host's own read-ahead knows nothing.
+const AHEAD: u64 = 1 << 20;
+
 /// Where a stretch of blocks comes from.
 enum Piece {
     Zeros(u32),
@@ -42,29 +49,56 @@ impl Fork {
     /// Appends up to `len` bytes from `offset` to `out`; fewer only at the end
     /// of the file.
     pub fn read(&self, file: FileId, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
-        let start = out.len();
+        let size = self.head()?.inode(file)?.size;
+        let (start, len) = (out.len(), size.saturating_sub(offset).min(len as u64) as usize);
+        out.resize(start + len, 0);
+        let read = self.read_into(file, offset, &mut out[start..]);
+        out.truncate(start + read.as_ref().map_or(0, |n| *n));
+        read.map(drop)
+    }
+
+    /// Reads from `offset` into `out` and returns the number of bytes: all that `out`
+    /// has room for, or up to the end of the file. What lies beyond them in `out` may
+    /// have changed as well.
+    pub fn read_into(&self, file: FileId, offset: u64, out: &mut [u8]) -> Result<usize> {
         for attempt in 1.. {
-            out.truncate(start);
             let period = self.core.grace.enter();
-            let (pieces, skip, take) = {
+            let (pieces, ahead, skip, take) = {
                 let head = self.head_with(file, false)?;
                 let inode = head.inode(file)?;
-                let end = inode.size.min(offset.saturating_add(len as u64));
+                let end = inode.size.min(offset.saturating_add(out.len() as u64));
                 if offset >= end {
-                    return Ok(());
+                    return Ok(0);
                 }
                 let first = (offset / BLOCK_BYTES) as BlockNo;
                 let pieces = head.pieces(file, first, blocks_for(end))?;
-                (pieces, (offset % BLOCK_BYTES) as usize, (end - offset) as usize)
+                let ahead = if out.len() < IN_ORDER {
+                    Vec::new()
+                } else {
+                    let last = blocks_for(inode.size);
+                    let block = |from: usize| blocks_for(offset + AHEAD + from as u64).min(last);
+                    head.pieces(file, block(0), block(out.len()))?
+                };
+                (pieces, ahead, (offset % BLOCK_BYTES) as usize, (end - offset) as usize)
             };
-            let fetched = self.fetch(file, &pieces, out);
+            if !ahead.is_empty() {
+                self.core.ahead.want(ahead.iter().filter_map(|piece| match piece {
+                    Piece::Slots(first, crcs) => Some((*first, crcs.len())),
+                    _ => None,
+                }));
+            }
+            let bytes = pieces.iter().map(|piece| piece.blocks() as usize).sum::<usize>() * BLOCK_SIZE;
+            let fetched = if skip == 0 && bytes <= out.len() {
+                self.fetch(file, &pieces, &mut out[..bytes])
+            } else {
+                let mut blocks = vec![0; bytes];
+                let fetched = self.fetch(file, &pieces, &mut blocks);
+                out[..take].copy_from_slice(&blocks[skip..skip + take]);
+                fetched
+            };
             drop(period);
             match fetched {
-                Ok(None) => {
-                    out.drain(start..start + skip);
-                    out.truncate(start + take);
-                    return Ok(());
-                }
+                Ok(None) => return Ok(take),
                 Ok(Some(_)) if attempt < TRIES => {}
                 Ok(Some((bad, place))) => {
                     let block = offset / BLOCK_BYTES + u64::from(bad);
@@ -90,16 +124,18 @@ impl Fork {
         unreachable!("the last attempt returns")
     }
 
-    /// Fetches the pieces; returns the first block that does not match its CRC,
-    /// and where it lies.
-    fn fetch(&self, file: FileId, pieces: &[Piece], out: &mut Vec<u8>) -> Result<Option<(u32, String)>> {
-        let mut done = 0;
+    /// Fetches the pieces, which fill `out`; returns the first block that does not
+    /// match its CRC, and where it lies.
+    fn fetch(&self, file: FileId, pieces: &[Piece], out: &mut [u8]) -> Result<Option<(u32, String)>> {
+        let (mut done, mut rest) = (0, out);
         for piece in pieces {
-            let at = out.len();
-            out.resize(at + piece.blocks() as usize * BLOCK_SIZE, 0);
-            let buf = &mut out[at..];
+            let buf;
+            (buf, rest) = rest.split_at_mut(piece.blocks() as usize * BLOCK_SIZE);
             let bad = match piece {
-                Piece::Zeros(_) => None,
+                Piece::Zeros(_) => {
+                    buf.fill(0);
+                    None
+                }
                 Piece::Staged(page) => {
                     buf.copy_from_slice(&page[..]);
                     None

@@ -203,6 +203,7 @@ impl Store {
             layers: Mutex::default(),
             kept: Mutex::default(),
             states: Mutex::default(),
+            ahead: Default::default(),
             tables: Tables::default(),
             moves: RwLock::default(),
             commits: AtomicU64::new(0),
@@ -579,6 +580,7 @@ impl Store {
             ("pgcowfs-write", Store::write_back as fn(&Arc<Background>, &Store)),
             ("pgcowfs-gc", Store::collect),
             ("pgcowfs-seal", Store::seal_in_background),
+            ("pgcowfs-ahead", Store::read_ahead),
         ] {
             let (background, store) = (self.background.clone(), Arc::downgrade(self));
             let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
@@ -597,12 +599,15 @@ impl Store {
         }
     }
 
+    fn stop_threads(&self) {
+        self.background.state.lock().stop = true;
+        self.background.wake.notify_all();
+        self.core.ahead.end();
+    }
+
     /// Commits all forks and closes the map. Nothing may be called afterwards.
     pub fn close(&self) -> Result<()> {
-        {
-            self.background.state.lock().stop = true;
-            self.background.wake.notify_all();
-        }
+        self.stop_threads();
         for thread in self.threads.lock().drain(..) {
             // The last reference to the store may be dropped by its own thread.
             if thread.thread().id() != std::thread::current().id() {
@@ -656,8 +661,7 @@ fn scan(map: &dyn Map, tag: u8, visit: &mut crate::map::Visit<'_>) -> Result<()>
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.background.state.lock().stop = true;
-        self.background.wake.notify_all();
+        self.stop_threads();
         // The lock goes with its file.
         self.lock.take();
     }

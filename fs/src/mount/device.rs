@@ -7,7 +7,6 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -19,7 +18,8 @@ use super::server::Server;
 use super::wire::{Message, opcode, out_header};
 use super::workers::Workers;
 
-/// Room for the largest WRITE and what comes before its data.
+/// Room for the largest WRITE and what comes before its data, or for a READ and the
+/// data of its answer.
 const BUFFER_BYTES: usize = REQUEST_BYTES as usize + 4096;
 
 /// What all threads share.
@@ -66,7 +66,8 @@ impl Device {
                 Err(Errno::ENODEV) => return Ok(()),
                 Err(e) => return Err(e.into()),
             };
-            let Ok(message) = Message::whole(&buffer[..len]) else {
+            let (request, room) = buffer.split_at_mut(len);
+            let Ok(message) = Message::whole(request) else {
                 log::error!("the kernel sent a request of {len} bytes that cannot be read");
                 continue;
             };
@@ -74,7 +75,7 @@ impl Device {
                 opcode::FSYNC | opcode::FSYNCDIR => {
                     let few = self.commits.fetch_add(1, Ordering::Relaxed) < self.commits_max;
                     if few {
-                        self.answer(&message, &mut body);
+                        self.answer(&message, &mut body, room);
                     }
                     self.commits.fetch_sub(1, Ordering::Relaxed);
                     if !few {
@@ -83,36 +84,25 @@ impl Device {
                 }
                 // Pages that cannot be shared take long to copy.
                 opcode::COPY_FILE_RANGE => self.hand_over(&message),
-                _ => self.answer(&message, &mut body),
+                _ => self.answer(&message, &mut body, room),
             }
         }
     }
 
     fn hand_over(self: &Arc<Self>, message: &Message) {
         let (device, message) = (self.clone(), message.owned());
-        self.workers.run(move || device.answer(&message.message(), &mut Vec::new()));
+        self.workers.run(move || device.answer(&message.message(), &mut Vec::new(), &mut []));
     }
 
-    fn answer(&self, message: &Message, body: &mut Vec<u8>) {
-        let Some(result) = serve(&self.server, message, body) else { return };
-        let header = out_header(message.unique(), result.err().unwrap_or(0), body.len());
-        let parts = [IoSlice::new(&header), IoSlice::new(body)];
+    fn answer(&self, message: &Message, body: &mut Vec<u8>, room: &mut [u8]) {
+        let Some(result) = self.server.serve(message, body, room) else { return };
+        let read = &room[..result.unwrap_or(0)];
+        let header = out_header(message.unique(), result.err().unwrap_or(0), body.len() + read.len());
+        let parts = [IoSlice::new(&header), IoSlice::new(body), IoSlice::new(read)];
         match nix::sys::uio::writev(self.descriptor.as_fd(), &parts) {
             // ENOENT: nobody waits for it any more. ENODEV: the mount is gone.
             Ok(_) | Err(Errno::ENOENT | Errno::ENODEV) => {}
             Err(e) => log::error!("the kernel refuses an answer to operation {}: {e}", message.opcode()),
         }
     }
-}
-
-/// [`Server::answer`]; a panic there is answered with EIO, and whoever asked does
-/// not wait for ever.
-pub fn serve(server: &Server, message: &Message, body: &mut Vec<u8>) -> Option<Result<(), i32>> {
-    body.clear();
-    let answered = catch_unwind(AssertUnwindSafe(|| server.answer(message, body)));
-    answered.unwrap_or_else(|_| {
-        log::error!("operation {} of node {} panicked", message.opcode(), message.node());
-        body.clear();
-        Some(Err(libc::EIO))
-    })
 }

@@ -18,6 +18,8 @@
 //! Reads of a file that is written only through this mount thus stay cached
 //! for good: FOPEN_KEEP_CACHE over opens, EXPLICIT_INVAL_DATA over writes.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use super::convert::{Refusal, bare_directory, perm, stat};
 use super::requests::Kind;
 use super::server::{CLOSED, FORK_NAME, IN_FORK, Outcome, Server, TOP_ATTR};
@@ -34,14 +36,15 @@ const STATFS_BLOCK: u64 = 4096;
 const COPY_BYTES: u64 = 64 << 20;
 
 impl Server {
-    /// Does what a request asks for. The answer's body goes to `body`, which is
-    /// empty; an errno refuses. `None`: the kernel waits for no answer.
-    pub fn answer(&self, request: &Message, body: &mut Vec<u8>) -> Option<Result<(), i32>> {
+    /// Does what a request asks for. What a READ has read goes to `room`, for it may be
+    /// much, and its length is returned; the body of any other answer goes to `body`,
+    /// which is empty. An errno refuses. `None`: the kernel waits for no answer.
+    fn answer(&self, request: &Message, body: &mut Vec<u8>, room: &mut [u8]) -> Option<Result<usize, i32>> {
         let Some(kind) = kind(request.opcode()) else {
             return match request.opcode() {
                 // No file system can undo what it has begun.
                 opcode::INTERRUPT => None,
-                opcode::DESTROY => Some(Ok(())),
+                opcode::DESTROY => Some(Ok(0)),
                 _ => Some(Err(libc::ENOSYS)),
             };
         };
@@ -50,22 +53,48 @@ impl Server {
             return None;
         }
         let open = self.open.read();
-        let done = if *open { self.operate(kind, request, body) } else { Err(CLOSED) };
+        let done = match kind {
+            _ if !*open => Err(CLOSED),
+            Kind::Read => self.read(request, room),
+            _ => self.operate(kind, request, body).map(|()| 0),
+        };
         Some(done.map_err(|refusal| {
             body.clear();
             refusal.answer(kind, request.node())
         }))
     }
 
+    /// [`Server::answer`], with an empty `body`; a panic there is answered with EIO, and
+    /// whoever asked does not wait for ever.
+    pub fn serve(
+        &self,
+        request: &Message,
+        body: &mut Vec<u8>,
+        room: &mut [u8],
+    ) -> Option<Result<usize, i32>> {
+        body.clear();
+        let answered = catch_unwind(AssertUnwindSafe(|| self.answer(request, body, room)));
+        answered.unwrap_or_else(|_| {
+            log::error!("operation {} of node {} panicked", request.opcode(), request.node());
+            body.clear();
+            Some(Err(libc::EIO))
+        })
+    }
+
+    fn read(&self, request: &Message, room: &mut [u8]) -> Outcome<usize> {
+        let (fork, file) = self.file(request.node())?;
+        let wanted = request.u32(16)? as usize;
+        // The kernel was told how much it may ask for.
+        let room = room.get_mut(..wanted).ok_or(Refusal::Mount(libc::EIO))?;
+        let read = fork.read_into(file, request.u64(8)?, room)?;
+        self.counters.add_read_bytes(read);
+        Ok(read)
+    }
+
     fn operate(&self, kind: Kind, request: &Message, bytes: &mut Vec<u8>) -> Outcome<()> {
         let node = request.node();
         let mut body = Body(bytes);
         match kind {
-            Kind::Read => {
-                let (fork, file) = self.file(node)?;
-                fork.read(file, request.u64(8)?, request.u32(16)? as usize, body.0)?;
-                self.counters.add_read_bytes(body.0.len());
-            }
             Kind::Write => {
                 let (fork, file) = self.file(node)?;
                 let size = request.u32(16)?;
@@ -195,8 +224,8 @@ impl Server {
             | Kind::Setlk
             | Kind::Bmap
             | Kind::Poll => return Err(Refusal::Mount(libc::ENOSYS)),
-            // Answered by nobody.
-            Kind::Forget => {}
+            // Answered by nobody, and by `read`.
+            Kind::Forget | Kind::Read => {}
         }
         Ok(())
     }

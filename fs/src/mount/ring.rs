@@ -25,7 +25,6 @@ use io_uring::{IoUring, cqueue, opcode::UringCmd80, squeue, types::Fd};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-use super::device::serve;
 use super::negotiate::REQUEST_BYTES;
 use super::server::Server;
 use super::wire::{Message, OUT_HEADER, out_header};
@@ -254,18 +253,27 @@ impl Place {
         // The upper half is padding.
         let len = (field(PAYLOAD_LEN_AT) as u32 as usize).min(PAYLOAD);
         let (header, fixed) = headers.split_at(FIXED_AT);
-        let answered = match Message::of_parts(header, fixed, &payload[..len]) {
-            Ok(message) => serve(server, &message, body).unwrap_or(Ok(())),
+        let (args, room) = payload.split_at_mut(len);
+        let answered = match Message::of_parts(header, fixed, args) {
+            Ok(message) => server.serve(&message, body, room).unwrap_or(Ok(0)),
             Err(_) => Err(libc::EIO),
         };
         // An answer that does not fit would be a fault of this program.
         let answered = if body.len() > PAYLOAD { Err(libc::EIO) } else { answered };
-        if answered.is_err() {
-            body.clear();
-        }
-        payload[..body.len()].copy_from_slice(body);
-        headers[..OUT_HEADER].copy_from_slice(&out_header(unique, answered.err().unwrap_or(0), body.len()));
-        headers[PAYLOAD_LEN_AT..PAYLOAD_LEN_AT + 4].copy_from_slice(&(body.len() as u32).to_ne_bytes());
+        let filled = match answered {
+            // A READ has nothing but its fixed argument, so what was read is in place.
+            Ok(read) if read > 0 => {
+                payload.copy_within(len..len + read, 0);
+                read
+            }
+            Ok(_) => {
+                payload[..body.len()].copy_from_slice(body);
+                body.len()
+            }
+            Err(_) => 0,
+        };
+        headers[..OUT_HEADER].copy_from_slice(&out_header(unique, answered.err().unwrap_or(0), filled));
+        headers[PAYLOAD_LEN_AT..PAYLOAD_LEN_AT + 4].copy_from_slice(&(filled as u32).to_ne_bytes());
         commit
     }
 }
