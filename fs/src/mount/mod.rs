@@ -26,6 +26,7 @@ mod operations;
 mod requests;
 mod ring;
 mod server;
+mod spare;
 mod wire;
 mod workers;
 

@@ -18,15 +18,16 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use io_uring::{IoUring, cqueue, opcode::UringCmd80, squeue, types::Fd};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+use nix::unistd::gettid;
 
 use super::negotiate::REQUEST_BYTES;
 use super::server::Server;
+use super::spare::{self, Processor};
 use super::wire::{Message, OUT_HEADER, out_header};
 use crate::error::{Error, Result};
 
@@ -93,35 +94,47 @@ fn read_processors(which: &str) -> Result<Vec<u16>> {
 pub fn start(descriptor: &OwnedFd, server: &Arc<Server>) -> Result<Vec<JoinHandle<io::Result<()>>>> {
     let (possible, online) = (read_processors("possible")?, read_processors("online")?);
     let own = (THREADS / online.len().max(1)).clamp(OWN_THREADS_MIN, OWN_THREADS_MAX);
+    let mut processors: Vec<_> = online.iter().map(|&number| Processor::new(number)).collect();
     // Nobody runs on the others, but each must have its queue.
     let absent: Vec<u16> = possible.iter().copied().filter(|cpu| !online.contains(cpu)).collect();
-    let mut shares: Vec<(Vec<u16>, Option<u16>)> =
-        online.iter().flat_map(|&cpu| (0..own).map(move |_| (vec![cpu], Some(cpu)))).collect();
+    let mut shares: Vec<(Vec<u16>, Option<usize>)> = Vec::new();
+    for (index, &cpu) in online.iter().enumerate() {
+        shares.extend((0..own).map(|_| (vec![cpu], Some(index))));
+    }
     if !absent.is_empty() {
         shares.push((absent, None));
     }
     let mut threads = Vec::with_capacity(shares.len());
     let (tell, told) = mpsc::channel();
+    let (alive, watched) = mpsc::channel();
     for (queues, processor) in shares {
         let descriptor = descriptor.try_clone().map_err(|e| Error::io("the FUSE device", e))?;
-        let (server, tell) = (server.clone(), tell.clone());
-        let name = processor.map_or("pgcowfs-ring".into(), |cpu| format!("pgcowfs-ring-{cpu}"));
+        let (server, tell, alive) = (server.clone(), tell.clone(), alive.clone());
+        let home = processor.map(|index| processors[index].number);
+        let served = processor.map_or_else(Default::default, |index| processors[index].served.clone());
+        let name = home.map_or("pgcowfs-ring".into(), |cpu| format!("pgcowfs-ring-{cpu}"));
         threads.push(super::spawn(&name, move || {
-            let queue = Queue::register(descriptor, &queues, processor);
+            let queue = Queue::register(descriptor, &queues, home);
             let (queue, ready) = match queue {
-                Ok(queue) => (Some(queue), Ok(())),
+                Ok(queue) => (Some(queue), Ok((processor, gettid()))),
                 Err(e) => (None, Err(e)),
             };
             // Whoever listens waits for all.
             let _ = tell.send(ready);
             drop(tell);
-            queue.map_or(Ok(()), |queue| queue.run(&server))
+            let ended = queue.map_or(Ok(()), |queue| queue.run(&server, &served));
+            drop(alive);
+            ended
         })?);
     }
-    drop(tell);
+    drop((tell, alive));
     for ready in told {
-        ready.map_err(|e| Error::io("FUSE over io_uring", e))?;
+        let (processor, thread) = ready.map_err(|e| Error::io("FUSE over io_uring", e))?;
+        if let Some(index) = processor {
+            processors[index].threads.push(thread);
+        }
     }
+    spare::watch(processors, watched)?;
     Ok(threads)
 }
 
@@ -180,9 +193,8 @@ impl Queue {
     /// stays there.
     fn register(descriptor: OwnedFd, queues: &[u16], processor: Option<u16>) -> io::Result<Queue> {
         if let Some(cpu) = processor {
-            let mut set = CpuSet::new();
             // One that the process may not use is served from elsewhere.
-            if let Err(e) = set.set(cpu.into()).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)) {
+            if let Err(e) = spare::stay_on(cpu) {
                 log::debug!("no thread for requests on processor {cpu}: {e}");
             }
         }
@@ -219,7 +231,7 @@ impl Queue {
         unsafe { self.ring.submission().push(&entry) }.map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
-    fn run(mut self, server: &Server) -> io::Result<()> {
+    fn run(mut self, server: &Server, served: &AtomicU64) -> io::Result<()> {
         let mut body = Vec::new();
         let mut ready = Vec::new();
         loop {
@@ -229,6 +241,7 @@ impl Queue {
                 Err(e) => return Err(e),
             }
             ready.extend(self.ring.completion().map(|done| (done.user_data() as usize, done.result())));
+            served.fetch_add(ready.len() as u64, Ordering::Relaxed);
             for (place, result) in ready.drain(..) {
                 match -result {
                     0 => {}
