@@ -33,8 +33,9 @@ use space::SlotSpace;
 
 /// What is written to the host at once.
 const WRITE_BYTES: usize = 1 << 20;
-/// Host space is taken in steps that grow with what is in use, from one to the
-/// other.
+/// Host space is taken in steps of this part of what is in use, with bounds: so much
+/// more than its pages a file takes at the most.
+const GROW_SHARE: u32 = 16;
 const GROW_MIN_SLOTS: u32 = 32;
 const GROW_MAX_SLOTS: u32 = 8192;
 /// So many times free slots of which nothing is known are tried on a full disk.
@@ -203,7 +204,7 @@ impl Delta {
         self.measure(space, &**file)?;
         let room = u32::try_from(self.room.bytes(need)? / BLOCK_BYTES).unwrap_or(u32::MAX);
         let in_use = u32::try_from(space.live_bytes() / BLOCK_BYTES).unwrap_or(u32::MAX);
-        let most = (in_use / 4).clamp(GROW_MIN_SLOTS, GROW_MAX_SLOTS).min(room);
+        let most = (in_use / GROW_SHARE).clamp(GROW_MIN_SLOTS, GROW_MAX_SLOTS).min(room);
         if let Some(slots) = space.bare_run(most, GROW_MAX_SLOTS) {
             return self.allocate(space, &**file, slots);
         }
