@@ -143,7 +143,7 @@ fn large_layers_leave_a_bounded_rest() {
     let most = seen[..3].iter().map(|s| s.table_bytes).max().unwrap();
     assert!(seen.iter().all(|s| s.table_bytes <= most + (32 << 20)), "{seen:#?}");
     // Memory: three memtables, and a cache with the indexes in it.
-    assert!(seen.iter().all(|s| s.memtable_bytes < 64 << 20 && s.cache_bytes <= 33 << 20), "{seen:#?}");
+    assert!(seen.iter().all(|s| s.memtable_bytes < 32 << 20 && s.cache_bytes <= 17 << 20), "{seen:#?}");
     assert!(seen.iter().all(|s| s.reader_bytes < 1 << 20), "{seen:#?}");
 }
 

@@ -33,9 +33,9 @@ use crate::error::{Error, Result};
 /// Bytes of RocksDB's block cache, which holds the indexes and filters of the
 /// tables too: they grow with the map, and this is all the memory they get. The
 /// map is read only when a file is first used, so a small one is enough.
-const BLOCK_CACHE_BYTES: usize = 32 << 20;
+const BLOCK_CACHE_BYTES: usize = 16 << 20;
 /// Bytes of one memtable, and how many there are at most.
-const MEMTABLE_BYTES: usize = 16 << 20;
+const MEMTABLE_BYTES: usize = 8 << 20;
 const MEMTABLES: i32 = 3;
 /// Range deletions of one memtable. Every read after a write puts all of them in
 /// order anew, so a memtable that has that many is written to a table, where they
