@@ -6,7 +6,7 @@
 //! contents. They are never made anew; a new version adds its own:
 //!
 //! ```text
-//! PGCOWFS_GOLDEN=v2 cargo test --release --workspace --test golden -- --ignored
+//! PGCOWFS_GOLDEN=v3 cargo test --release --workspace --test golden -- --ignored
 //! ```
 
 use std::fmt::Write;
@@ -141,6 +141,12 @@ fn make_golden() {
     // Time for the seals of WAL files at rest.
     std::thread::sleep(Duration::from_secs(5));
     let text = describe(&store);
+    // Whoever opens it finds no more than its record.
+    let mut edit = |fork: &Fork| {
+        fork.set_ephemeral();
+        Ok(())
+    };
+    store.fork("main", "ephemeral", b"", &mut edit).unwrap();
     store.close().unwrap();
     drop(store);
     tar(&["--sparse", "-czf"], &golden().join(format!("{version}.tar.gz")), dir.path());
@@ -160,6 +166,9 @@ fn every_version_opens_and_goes_on() {
         tar(&["-xzf"], &text.with_extension("tar.gz"), dir.path());
         let store = Store::open(dir.path(), Options::default()).unwrap();
         assert_eq!(describe(&store), want, "{}", text.display());
+        let ended: Vec<String> = store.ended().into_iter().map(|fork| fork.name).collect();
+        let since_3 = text.file_stem().is_some_and(|version| version != "v1" && version != "v2");
+        assert_eq!(ended == ["ephemeral"], since_3, "{}: {ended:?}", text.display());
         assert_eq!(store.check(true).unwrap(), Vec::<String>::new(), "{}", text.display());
         // It is a store like any other.
         store.fork("grandchild", "new", b"", &mut |_| Ok(())).unwrap();

@@ -103,6 +103,10 @@ pub enum Op {
     Fork {
         parent: u8,
     },
+    /// Make a fork that ends with the store's closing.
+    ForkEphemeral {
+        parent: u8,
+    },
     Remove {
         fork: u8,
     },

@@ -15,7 +15,7 @@ use pgcowfs::Error;
 use pgcowfs::device::power::Point;
 
 use super::files::{Moments, moment_of};
-use super::world::{ModelForks, Op, Rig, World, coin, compare_snapshots, family_in, family_of};
+use super::world::{ModelForks, Op, Rig, World, coin, compare_snapshots, family_in, family_of, lasting};
 
 /// Images taken since they were last looked at.
 type Images = Arc<Mutex<Vec<(Point, Rig)>>>;
@@ -95,6 +95,7 @@ fn watch(rig: &Rig) -> Images {
 /// Opens what a crash has left in the middle of an operation: each fork must be
 /// at a moment that it was at before it, or be as the operation leaves it.
 fn is_one_of(image: &Rig, before: &ModelForks, after: &ModelForks) -> Result<(), String> {
+    let (before, after) = (&lasting(before), &lasting(after));
     let store = image.open().map_err(|e| format!("the store does not open: {e}"))?;
     let family = family_in(&store);
     if ![before, after].into_iter().any(|forks| family == family_of(forks)) {

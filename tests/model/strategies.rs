@@ -21,6 +21,7 @@ pub fn living_op() -> impl Strategy<Value = Op> {
         // Those in place are few, and have the most to go wrong.
         8 => file_op(WAL_NAMES),
         3 => (0u8..8).prop_map(|parent| Op::Fork { parent }),
+        2 => (0u8..8).prop_map(|parent| Op::ForkEphemeral { parent }),
         1 => (0u8..8).prop_map(|fork| Op::Remove { fork }),
         1 => Just(Op::Seal),
         2 => Just(Op::Collect),
@@ -51,6 +52,7 @@ pub fn wal_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         12 => file_op(WAL_NAMES),
         4 => (0u8..8).prop_map(|parent| Op::Fork { parent }),
+        2 => (0u8..8).prop_map(|parent| Op::ForkEphemeral { parent }),
         1 => (0u8..8).prop_map(|fork| Op::Remove { fork }),
         1 => Just(Op::Seal),
         2 => Just(Op::Collect),

@@ -24,6 +24,8 @@ pub struct ModelFork {
     pub origin: Option<(Files, String)>,
     /// It has reported a failure, and accepts nothing any more.
     pub stopped: bool,
+    /// It is gone when the store is opened again.
+    pub ephemeral: bool,
 }
 
 impl ModelFork {
@@ -42,6 +44,7 @@ impl ModelFork {
         *self = ModelFork {
             snapshots: std::mem::take(&mut self.snapshots),
             origin: self.origin.take(),
+            ephemeral: self.ephemeral,
             ..ModelFork::at(now)
         };
     }
@@ -67,6 +70,15 @@ impl ModelFork {
 
 /// The forks of the model by name.
 pub type ModelForks = BTreeMap<String, ModelFork>;
+
+/// Those that are there when the store is opened again.
+pub fn lasting(forks: &ModelForks) -> ModelForks {
+    forks
+        .iter()
+        .filter(|(_, model)| !model.ephemeral)
+        .map(|(name, model)| (name.clone(), model.clone()))
+        .collect()
+}
 
 /// What holds a store in memory: all of it loses power at once.
 #[derive(Clone)]
@@ -196,14 +208,21 @@ impl World {
                 self.seed = seed;
                 self.recover(rig);
             }
-            Op::Fork { parent } => {
+            Op::Fork { parent } | Op::ForkEphemeral { parent } => {
+                let ephemeral = matches!(op, Op::ForkEphemeral { .. });
                 let Some(parent) = self.pick(parent) else { return Ok(()) };
                 self.made += 1;
                 let child = format!("f{}", self.made);
-                self.store.fork(&parent, &child, b"", &mut |_| Ok(()))?;
+                let mut edit = |fork: &Fork| {
+                    if ephemeral {
+                        fork.set_ephemeral();
+                    }
+                    Ok(())
+                };
+                self.store.fork(&parent, &child, b"", &mut edit)?;
                 let model = self.forks.get_mut(&parent).expect("picked");
                 model.settle();
-                let copy = ModelFork::child(&model.now, &parent);
+                let copy = ModelFork { ephemeral, ..ModelFork::child(&model.now, &parent) };
                 self.forks.insert(child, copy);
             }
             Op::Snapshot { fork, label } => {
@@ -332,6 +351,8 @@ impl World {
             Ok(store) => store,
             Err(_) => self.rig.open()?,
         };
+        self.forks = lasting(&self.forks);
+        assert_eq!(family_in(&self.store), family_of(&self.forks));
         for (name, model) in &mut self.forks {
             let uncertain = failed || model.stopped;
             let moments =
@@ -354,6 +375,7 @@ impl World {
         let _ = self.store.close();
         self.rig = rig;
         self.store = self.rig.open().unwrap();
+        self.forks = lasting(&self.forks);
         let names: Vec<String> = self.store.forks().into_iter().map(|f| f.name).collect();
         assert_eq!(names, self.forks.keys().cloned().collect::<Vec<_>>());
         for (name, model) in &mut self.forks {

@@ -20,7 +20,7 @@ use crate::ids::{FileId, ForkId, LayerId};
 use crate::layer::pending::Unit;
 use crate::layer::{Body, State};
 use crate::map::Batch;
-use crate::map::schema::{ForkRecord, LayerRecord, QuotaRecord, SnapshotRecord, Time};
+use crate::map::schema::{ForkRecord, LayerRecord, Life, QuotaRecord, SnapshotRecord, Time};
 
 use super::core::LayerInfo;
 use super::fork::{Backlog, Fork, Head};
@@ -155,6 +155,7 @@ impl Store {
         record.parent = old.parent.clone();
         record.base = old.base;
         record.created = old.created;
+        record.life = old.life;
         let replaced = Replaced { id, keeps_origin: matches!(to, ResetTo::Snapshot(_)) };
         let label = match to {
             ResetTo::Origin => "",
@@ -177,7 +178,7 @@ impl Store {
     pub(super) fn whole_fork(&self, name: &str) -> Result<Arc<Fork>> {
         let fork = self.by_name(name)?;
         fork.check_fault()?;
-        if fork.record.lock().incomplete {
+        if fork.record.lock().is_incomplete() {
             return Err(Error::NoSuchFork(name.to_string()));
         }
         Ok(fork)
@@ -187,7 +188,7 @@ impl Store {
     pub(super) fn record_of(&self, name: &str) -> Result<(ForkId, ForkRecord)> {
         let id = self.names.read().get(name).copied();
         let known = id.and_then(|id| self.forks.read().get(&id).cloned());
-        let record = known.map(|known| known.record.lock().clone()).filter(|record| !record.incomplete);
+        let record = known.map(|known| known.record.lock().clone()).filter(|record| !record.is_incomplete());
         record.map(|record| (record.id, record)).ok_or_else(|| Error::NoSuchFork(name.to_string()))
     }
 
@@ -201,7 +202,7 @@ impl Store {
             head: LayerId(0),
             delta: ids.next_delta()?,
             created: Time::now(),
-            incomplete: false,
+            life: Life::Lasting,
             meta: meta.to_vec(),
             base: String::new(),
         })
@@ -372,9 +373,10 @@ impl Store {
         replaced: Option<Replaced>,
         edit: &mut Edit<'_>,
     ) -> Result<u64> {
-        let (fork, record) = (&child.fork, &child.record);
+        let fork = &child.fork;
         fork.leave_server_behind()?;
         edit(fork)?;
+        let record = &fork.record.lock().clone();
         let unit = {
             let mut head = fork.head.lock();
             head.touched(FileId::ROOT);
@@ -459,7 +461,7 @@ impl Store {
     /// Gives a fork a new head layer over the one it has, so that this one can be
     /// merged. Nobody else stands on it: WAL goes on in the same host files.
     pub(super) fn freeze_head(&self, fork: &Arc<Fork>) -> Result<()> {
-        if fork.fault().is_some() || fork.record.lock().incomplete {
+        if fork.fault().is_some() || fork.record.lock().is_incomplete() {
             return Ok(());
         }
         fork.write_back();

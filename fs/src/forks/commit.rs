@@ -7,7 +7,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::FileId;
 use crate::layer::Body;
 use crate::layer::pending::Unit;
@@ -36,7 +36,8 @@ impl Head {
 impl Fork {
     /// `fsync` (`data_only`: `fdatasync`) of a file or directory. Makes all of
     /// the fork durable; only `fdatasync` of an in-place file whose size and
-    /// place are durable flushes just that file's data.
+    /// place are durable flushes just that file's data. An ephemeral fork has
+    /// nothing to make durable.
     pub fn sync(&self, file: FileId, data_only: bool) -> Result<()> {
         let (hosts, target) = {
             let mut head = self.head_mut()?;
@@ -44,6 +45,9 @@ impl Fork {
             // (both hold the inode's lock): a part was written as one.
             self.place_staged(&mut head, |(of, _), _| *of == file)?;
             let inode = head.inode(file)?;
+            if self.is_ephemeral() {
+                return Ok(());
+            }
             let hosts = match &inode.body {
                 Body::InPlace(extents, _) => Some(extents.written_hosts()),
                 _ => None,
@@ -141,6 +145,23 @@ impl Fork {
             host.flush()?;
         }
         Ok(())
+    }
+
+    /// Commits an ephemeral fork if much is pending: nobody else does, and what is
+    /// pending takes memory, and keeps slots and page tables from going.
+    pub(super) fn commit_if_ephemeral(&self) {
+        if !self.is_ephemeral() || self.fault().is_some() {
+            return;
+        }
+        let entries = self.head.lock().pending.entries();
+        if entries < self.core.options.ephemeral_pending_max {
+            return;
+        }
+        match self.sync_all() {
+            Ok(()) | Err(Error::Stale) => {}
+            // If that is more than a lack of space, the fork has stopped.
+            Err(e) => log::warn!("ephemeral fork {:?}: {e}", self.name),
+        }
     }
 
     /// Writes dirty pages to the delta file, without making them durable.

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::ids::{FileId, ForkId, LayerId};
 use crate::layer::pending::{Pending, Unit};
 use crate::layer::{Body, ColdFile, Inode, State, Table};
-use crate::map::schema::{ForkRecord, Time};
+use crate::map::schema::{ForkRecord, Life, Time};
 
 use super::core::Core;
 
@@ -161,6 +161,17 @@ impl Fork {
     /// The fork's name.
     pub fn name(&self) -> String {
         self.name.0.read().clone()
+    }
+
+    /// Whether it ends when the store is closed: a sync of it does nothing.
+    pub fn is_ephemeral(&self) -> bool {
+        self.record.lock().life == Life::Ephemeral
+    }
+
+    /// Makes a fork that is being made an ephemeral one, in [`super::Store::fork`]'s
+    /// `edit`.
+    pub fn set_ephemeral(&self) {
+        self.record.lock().life = Life::Ephemeral;
     }
 
     /// Takes over what the map has of the fork now.

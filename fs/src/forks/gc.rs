@@ -439,6 +439,9 @@ impl Store {
     pub(super) fn write_back(background: &Arc<Background>, store: &Store) {
         // Writes make page tables grow as well.
         store.core.drop_idle_tables();
+        for fork in store.loaded() {
+            fork.commit_if_ephemeral();
+        }
         for look in 0..WRITE_BACK_IDLE_LOOKS {
             if !background.rest(WRITE_BACK_INTERVAL) {
                 return;

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::ids::{ForkId, LayerId};
 use crate::inplace::WAL_CHUNK_BLOCKS;
 use crate::layer::tree;
-use crate::map::schema::ForkRecord;
+use crate::map::schema::{ForkRecord, Life};
 
 use super::core::LayerInfo;
 use super::fork::Fork;
@@ -34,6 +34,8 @@ pub struct ForkInfo {
     pub created_at: SystemTime,
     /// Not published yet.
     pub incomplete: bool,
+    /// It ends with the store's closing.
+    pub ephemeral: bool,
     /// What the caller keeps with the fork.
     pub meta: Vec<u8>,
     /// Number of layers from the head to the bottom, both included.
@@ -191,7 +193,8 @@ impl Store {
             name: record.name.clone(),
             parent: (!record.parent.is_empty()).then(|| record.parent.clone()),
             created_at: record.created.to_system(),
-            incomplete: record.incomplete,
+            incomplete: record.is_incomplete(),
+            ephemeral: record.life == Life::Ephemeral,
             meta: record.meta.clone(),
             depth,
             delta_bytes: pages.saturating_mul(BLOCK_BYTES).saturating_add(wal_bytes),

@@ -10,7 +10,7 @@ use crate::ids::{FileId, ForkId, LayerId, check_fork_name};
 use crate::inplace::Extents;
 use crate::layer::{Body, Inode, PageTable, Pages, State, Table};
 use crate::map::Batch;
-use crate::map::schema::{ForkRecord, Time};
+use crate::map::schema::{ForkRecord, Life, Time};
 
 use super::core::LayerInfo;
 use super::fork::{Fork, Head};
@@ -160,7 +160,7 @@ impl Store {
             head: head.layer,
             delta: self.core.ids.next_delta()?,
             created: Time::now(),
-            incomplete: true,
+            life: Life::Incomplete,
             meta: meta.to_vec(),
             base,
         };
@@ -180,7 +180,7 @@ impl Store {
     pub fn publish(&self, name: &str) -> Result<()> {
         let fork = self.by_name(name)?;
         fork.sync_all()?;
-        self.change_record(&fork, |record| record.incomplete = false)
+        self.change_record(&fork, |record| record.life = Life::Lasting)
     }
 
     /// Replaces what the caller keeps with the fork.

@@ -62,6 +62,9 @@ pub struct Options {
     /// Whether layers are merged and files sorted in the background; if not,
     /// [`Store::collect_all`] and [`Store::sort_all`] do it.
     pub merge: bool,
+    /// An ephemeral fork with that many changes that are not committed is committed
+    /// in the background.
+    pub ephemeral_pending_max: usize,
     /// A stretch of a file with fewer pages is not sorted.
     pub sort_pages_min: u32,
     /// Records of the block map that one step of merging moves, about.
@@ -83,6 +86,8 @@ impl Default for Options {
             seal_after: Duration::from_secs(10),
             scattered_max: 16,
             merge: true,
+            // 128 MiB of pages, and some megabytes of memory.
+            ephemeral_pending_max: 16 << 10,
             sort_pages_min: 32,
             merge_step_records: 1024,
             // Twice PostgreSQL's checkpoint_timeout: a server that writes the same

@@ -84,8 +84,13 @@ impl Store {
                     not_frozen.extend(hosts);
                     continue;
                 };
+                let lasts = !fork.is_ephemeral();
                 for host in extents.tops_of(layer) {
                     not_frozen.insert(host.id);
+                    if !lasts {
+                        // A seal is a commit.
+                        continue;
+                    }
                     tops.push(TopOf { host, fork: fork.clone(), file: *file });
                 }
             }

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::ids::{FileId, ForkId, LayerId};
 use crate::layer::tree::Entry;
 use crate::layer::{Body, PageTable, Place};
-use crate::map::schema::{BlockRecord, Slot, Time};
+use crate::map::schema::{BlockRecord, Life, Slot, Time};
 
 use super::fork::Fork;
 use super::store::Store;
@@ -132,7 +132,7 @@ impl Store {
     /// Looks at the next files of a fork, and moves some pages.
     fn sort_some(&self, fork: &Fork, cursor: &mut Cursor, settled: Duration) -> Result<u64> {
         let full = fork.delta().left_bytes()? < ROOM_MIN;
-        if full || fork.fault().is_some() || fork.record.lock().incomplete {
+        if full || fork.fault().is_some() || fork.record.lock().life != Life::Lasting {
             self.skip_fork(cursor);
             return Ok(0);
         }

@@ -30,8 +30,8 @@ use crate::ids::{FileId, ForkId, LayerId};
 use crate::inplace::{Extents, HostFiles, Source, resolve_after_crash};
 use crate::layer::{Body, State, load};
 use crate::map::schema::{
-    Counters, ExtentsRecord, ForkRecord, LayerRecord, QuotaRecord, SharedRecord, SlotsRecord, SnapshotRecord,
-    tag,
+    Counters, ExtentsRecord, ForkRecord, LayerRecord, Life, QuotaRecord, SharedRecord, SlotsRecord,
+    SnapshotRecord, tag,
 };
 use crate::map::{Batch, Map, prefix_end};
 use crate::seal::Seals;
@@ -39,6 +39,7 @@ use crate::seal::Seals;
 use super::Options;
 use super::core::{Core, Ids, LayerInfo};
 use super::fork::{Fork, Head};
+use super::info::ForkEntry;
 use super::merge::Pair;
 use super::phases::Phases;
 use super::sort::Cursor;
@@ -77,6 +78,8 @@ pub struct Store {
     pub(super) background: Arc<Background>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(super) hook: RwLock<Option<Hook>>,
+    /// The forks that did not live longer than the store was open.
+    ended: Mutex<Vec<ForkEntry>>,
     lock: Option<File>,
 }
 
@@ -220,6 +223,7 @@ impl Store {
             background: Arc::default(),
             threads: Mutex::default(),
             hook: RwLock::default(),
+            ended: Mutex::default(),
             lock,
         });
         store.recover(&mut phases)?;
@@ -297,7 +301,7 @@ impl Store {
         phases.end("quotas and seals");
 
         self.check_unused_ids(&forks)?;
-        let mut unfinished = Vec::new();
+        let mut over = Vec::new();
         for record in forks {
             {
                 let mut layers = core.layers.lock();
@@ -317,8 +321,8 @@ impl Store {
                 info.settled = false;
             }
             core.delta(record.delta).account.set_quota(quotas.get(&record.id).copied());
-            if record.incomplete {
-                unfinished.push(record.name.clone());
+            if record.life != Life::Lasting {
+                over.push(record.clone());
             }
             self.add_known(record, None);
         }
@@ -331,9 +335,14 @@ impl Store {
         phases.end("delta files");
         self.queue_unreachable();
         self.background.state.lock().look = core.options.merge;
-        for name in unfinished {
-            log::info!("removing fork {name:?}, which was never completed");
-            self.remove(&name)?;
+        for record in over {
+            let name = &record.name;
+            match record.life {
+                Life::Ephemeral => log::info!("removing fork {name:?}, which was ephemeral"),
+                _ => log::info!("removing fork {name:?}, which was never completed"),
+            }
+            self.remove(name)?;
+            self.ended.lock().push(ForkEntry { id: record.id, name: record.name, meta: record.meta });
         }
         Ok(())
     }
@@ -405,6 +414,12 @@ impl Store {
     /// The store's directory.
     pub fn dir(&self) -> &Path {
         &self.core.dir
+    }
+
+    /// The forks that were there when the store was closed, or crashed, and were
+    /// removed when it was opened: ephemeral ones, and those never completed.
+    pub fn ended(&self) -> Vec<ForkEntry> {
+        self.ended.lock().clone()
     }
 
     /// The fork of that name.
@@ -616,7 +631,7 @@ impl Store {
         }
         let mut first = Ok(());
         for fork in self.loaded() {
-            if fork.fault().is_some() {
+            if fork.fault().is_some() || fork.is_ephemeral() {
                 continue;
             }
             if let Err(e) = fork.sync_at_end() {

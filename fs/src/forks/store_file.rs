@@ -95,24 +95,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(NAME);
         let bytes = encode(&[0xab; 16]);
-        assert_eq!(&bytes[..12], b"pgcowfs\n\x02\0\0\0");
+        assert_eq!(&bytes[..12], b"pgcowfs\n\x03\0\0\0");
         assert_eq!(bytes[12..28], [0xab; 16]);
-        assert_eq!(u32::from_le_bytes(*bytes.last_chunk().unwrap()), 1_819_349_554);
+        assert_eq!(u32::from_le_bytes(*bytes.last_chunk().unwrap()), 152_447_348);
         std::fs::write(&path, bytes).unwrap();
-        assert_eq!(read(dir.path()).unwrap(), ([0xab; 16], 2));
+        assert_eq!(read(dir.path()).unwrap(), ([0xab; 16], 3));
         let mut older = bytes;
-        older[8] = 1;
-        let crc = crc32fast::hash(&older[..28]);
-        older[28..].copy_from_slice(&crc.to_le_bytes());
-        std::fs::write(&path, older).unwrap();
-        assert_eq!(read(dir.path()).unwrap(), ([0xab; 16], 1));
+        for version in 1..STORE_VERSION {
+            older[8] = version as u8;
+            let crc = crc32fast::hash(&older[..28]);
+            older[28..].copy_from_slice(&crc.to_le_bytes());
+            std::fs::write(&path, older).unwrap();
+            assert_eq!(read(dir.path()).unwrap(), ([0xab; 16], version));
+        }
         let refused = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
             read(dir.path()).unwrap_err().to_string()
         };
         let mut newer = bytes;
-        newer[8] = 3;
-        assert!(refused(&newer).contains("format 3, written by a newer program"));
+        newer[8] = 4;
+        assert!(refused(&newer).contains("format 4, written by a newer program"));
         for bit in 12 * 8..BYTES * 8 {
             let mut bad = bytes;
             bad[bit / 8] ^= 1 << (bit % 8);

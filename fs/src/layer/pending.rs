@@ -57,6 +57,12 @@ impl Pending {
             && self.unseal.is_empty()
     }
 
+    /// How many changes there are, about: what they take of memory goes with it.
+    pub fn entries(&self) -> usize {
+        let ranges: usize = self.files.values().map(|change| 1 + change.cleared.len()).sum();
+        ranges + self.names.len() + self.added.len() + self.released.len() + self.unused.len()
+    }
+
     /// The changes of one file.
     pub fn file(&mut self, file: FileId) -> &mut FileChange {
         self.files.entry(file).or_default()

@@ -39,10 +39,11 @@ fn records() -> Vec<(&'static str, Record)> {
         head: L,
         delta: 8,
         created: T,
-        incomplete: true,
+        life: Life::Incomplete,
         meta: b"{}".to_vec(),
         base: "/b".into(),
     };
+    let ephemeral = ForkRecord { life: Life::Ephemeral, ..fork.clone() };
     let extents = ExtentsRecord {
         runs: vec![RunRecord { start: 1, len: 2, host: 3 }],
         tops: vec![TopRecord { chunk: 4, host: 5, patterned: 6 }],
@@ -53,6 +54,7 @@ fn records() -> Vec<(&'static str, Record)> {
     vec![
         ("counters", Counters { file: 1, layer: 2, fork: 3, delta: 4, host: 5 }.encode()),
         ("fork", fork.encode()),
+        ("fork ephemeral", ephemeral.encode()),
         ("layer", LayerRecord { id: L, parent: LayerId(9), pages: 10, logical_bytes: 11 }.encode()),
         ("inode", inode.encode(L, F)),
         ("inode removed", InodeRecord::encode_removed(L, F)),
@@ -82,7 +84,7 @@ fn records_have_their_bytes() {
 fn again(name: &str, k: &[u8], v: &[u8]) -> Result<Record> {
     Ok(match name {
         "counters" => Counters::decode(k, v)?.encode(),
-        "fork" => ForkRecord::decode(k, v)?.encode(),
+        "fork" | "fork ephemeral" => ForkRecord::decode(k, v)?.encode(),
         "layer" => LayerRecord::decode(k, v)?.encode(),
         "inode" | "inode removed" => match InodeRecord::decode(k, v)? {
             Some(record) => record.encode(L, F),
@@ -169,9 +171,9 @@ fn a_record_has_one_spelling() {
     }
     let (k, v) = &records()[1].1;
     let mut body = v[..v.len() - 4].to_vec();
-    let incomplete = 1 + 8 + 4 + 12;
-    assert_eq!(body[incomplete], 1);
-    body[incomplete] = 2;
+    let life = 1 + 8 + 4 + 12;
+    assert_eq!(body[life], 1);
+    body[life] = 3;
     assert!(ForkRecord::decode(k, &sealed(k, &body)).is_err());
     let (k, v) = BaseSealRecord::encode(F, 0, &[0; BASE_SEAL_BLOCKS as usize + 1]);
     assert!(BaseSealRecord::decode(&k, &v).is_err(), "more blocks than a record has");

@@ -22,13 +22,13 @@ pub use files::{
     BaseFileRecord, BlockRecord, ClearedRecord, ExtentsRecord, InodeRecord, NameRecord, RunRecord, TopRecord,
 };
 pub use store::{
-    BASE_SEAL_BLOCKS, BaseSealRecord, Counters, ForkRecord, HostSealRecord, LayerRecord, QuotaRecord,
+    BASE_SEAL_BLOCKS, BaseSealRecord, Counters, ForkRecord, HostSealRecord, LayerRecord, Life, QuotaRecord,
     SharedRecord, SlotsRecord, SnapshotRecord,
 };
 
 /// Version of the store's format as a whole, kept in the `STORE` file. docs/FORMAT.md
 /// tells what each version brought.
-pub const STORE_VERSION: u32 = 2;
+pub const STORE_VERSION: u32 = 3;
 /// Version of every value.
 const VALUE_VERSION: u8 = 1;
 

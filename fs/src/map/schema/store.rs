@@ -50,6 +50,18 @@ impl Counters {
     }
 }
 
+/// How long a fork lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Until it is removed.
+    Lasting,
+    /// Not published yet: removed when the store is opened.
+    Incomplete,
+    /// No longer than the store is open: nobody relies on what is durable of it, and
+    /// it is removed when the store is opened.
+    Ephemeral,
+}
+
 /// A fork.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForkRecord {
@@ -66,8 +78,8 @@ pub struct ForkRecord {
     pub delta: u32,
     /// When it was made.
     pub created: Time,
-    /// Not published yet: removed when the store is opened.
-    pub incomplete: bool,
+    /// How long it lives.
+    pub life: Life,
     /// What the caller keeps with the fork.
     pub meta: Vec<u8>,
     /// The base directory at the bottom; empty without one.
@@ -75,6 +87,11 @@ pub struct ForkRecord {
 }
 
 impl ForkRecord {
+    /// Whether it is not published yet.
+    pub fn is_incomplete(&self) -> bool {
+        self.life == Life::Incomplete
+    }
+
     /// The key of fork `id`.
     pub fn key(id: ForkId) -> Vec<u8> {
         key(tag::FORK, &[&id.0.to_be_bytes()])
@@ -85,7 +102,11 @@ impl ForkRecord {
             .u64(self.head.0)
             .u32(self.delta)
             .time(self.created)
-            .u8(self.incomplete.into())
+            .u8(match self.life {
+                Life::Lasting => 0,
+                Life::Incomplete => 1,
+                Life::Ephemeral => 2,
+            })
             .bytes(self.name.as_bytes())
             .bytes(self.parent.as_bytes())
             .bytes(self.base.as_bytes())
@@ -99,10 +120,11 @@ impl ForkRecord {
         let head = LayerId(r.u64()?);
         let delta = r.u32()?;
         let created = r.time()?;
-        let incomplete = match r.u8()? {
-            0 => false,
-            1 => true,
-            _ => return r.fail("it is neither complete nor incomplete"),
+        let life = match r.u8()? {
+            0 => Life::Lasting,
+            1 => Life::Incomplete,
+            2 => Life::Ephemeral,
+            _ => return r.fail("nobody knows how long it lives"),
         };
         let (name, parent, base) = (r.text()?, r.text()?, r.text()?);
         let meta = r.bytes()?.to_vec();
@@ -110,7 +132,7 @@ impl ForkRecord {
             return r.fail("a fork's name or delta file cannot be");
         }
         r.end()?;
-        Ok(ForkRecord { id, name, parent, head, delta, created, incomplete, meta, base })
+        Ok(ForkRecord { id, name, parent, head, delta, created, life, meta, base })
     }
 }
 
