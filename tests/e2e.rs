@@ -19,6 +19,7 @@ mod e2e {
     mod damage;
     mod debian;
     mod disk_full;
+    mod ephemeral;
     mod fork_load;
     mod hostile_dirs;
     mod lifecycle;

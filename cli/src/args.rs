@@ -290,6 +290,7 @@ pub struct Restart {
 Examples:
   pgcowfs fork main pr42
   pgcowfs fork main pr42 --start
+  pgcowfs fork main test --ephemeral --start      for a test run: faster, and gone when the daemon ends
   pgcowfs fork main@seeded pr42                   main as it was when that snapshot was made
   pgcowfs fork main pr42 --checkpoint always      shortest recovery in the fork
   pgcowfs fork main pr42 --json                   with fork_ms and stall_ms
@@ -305,6 +306,9 @@ pub struct Fork {
     /// About the parent's server.
     #[command(flatten)]
     pub checkpoint: CheckpointOptions,
+    /// Make nothing of it durable: fsync returns at once, and the fork ends with the daemon
+    #[arg(long)]
+    pub ephemeral: bool,
     /// Start the new fork, too
     #[arg(long)]
     pub start: bool,

@@ -161,6 +161,7 @@ fn begin_on_store(
     own_dir(&paths.run(), passage_mode())?;
     own_dir(&paths.logs(), passage_mode())?;
     let mountpoint = mountpoint.canonicalize().at("resolve", &mountpoint)?;
+    requests::sweep(paths, store);
     requests::refresh(paths, store, &mountpoint);
     let mount = Mount::start(store.clone(), &mountpoint, &MountOptions::default())
         .map_err(|e| Error::from(e).within(format!("cannot mount at {}", mountpoint.display())))?;

@@ -22,7 +22,7 @@ use crate::meta::{ForkMeta, Origin, Protection};
 
 /// Goes up with every incompatible change. `hello` and `shutdown` stay as they
 /// are for ever, so that a new program can end an old daemon.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// What a client asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -231,6 +231,9 @@ pub struct ForkRow {
     /// What they take.
     #[serde(default)]
     pub used_bytes: u64,
+    /// Whether it ends with the daemon.
+    #[serde(default)]
+    pub ephemeral: bool,
     /// Sum of its files' sizes.
     pub logical_bytes: u64,
     /// Pages of its files, and the pieces that they lie in; only for one fork.
@@ -305,6 +308,9 @@ pub struct ForkSpec {
     /// Its quota in bytes; the parent's is not inherited.
     #[serde(default)]
     pub quota: Option<u64>,
+    /// Whether it ends with the daemon, and makes nothing durable.
+    #[serde(default)]
+    pub ephemeral: bool,
 }
 
 /// A fork to put back.

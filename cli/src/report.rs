@@ -69,6 +69,8 @@ pub struct ForkReport {
     pub pieces: Option<u64>,
     /// Layers from its head down to its root.
     pub depth: u32,
+    /// Whether it ends with the daemon.
+    pub ephemeral: bool,
     /// Whether rm, reset and rename refuse it.
     pub protected: bool,
     /// When that ends; null: when it is lifted.
@@ -110,6 +112,7 @@ impl ForkReport {
             pages: row.layout.map(|(pages, _)| pages),
             pieces: row.layout.map(|(_, pieces)| pieces),
             depth: row.depth,
+            ephemeral: row.ephemeral,
             protected: row.meta.protection().is_some(),
             protected_until: row.meta.protection().and_then(|protection| protection.until.clone()),
             base: row.base.clone(),
@@ -118,6 +121,18 @@ impl ForkReport {
             fault: row.fault.clone(),
             knows_password: row.meta.password.is_some(),
         }
+    }
+
+    /// What sets it apart, in a word each.
+    fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        if self.ephemeral {
+            remarks.push("ephemeral".to_string());
+        }
+        if self.protected {
+            remarks.push("protected".to_string());
+        }
+        remarks
     }
 
     /// What is used of the quota.
@@ -176,6 +191,9 @@ impl Report for ForkReport {
         if let Some(base) = &self.base {
             rows.push(("base", Cell::plain(base.display().to_string())));
         }
+        if self.ephemeral {
+            rows.push(("ephemeral", Cell::plain("ends with the daemon, and makes nothing durable")));
+        }
         if self.protected {
             rows.push((
                 "protected",
@@ -214,12 +232,13 @@ impl Report for ListReport {
                 Cell::plain(bytes_text(fork.logical_bytes)),
                 Cell::plain(fork.depth.to_string()),
                 Cell::plain(created),
+                Cell::plain(fork.remarks().join(", ")),
             ]
         };
         let rows: Vec<Vec<Cell>> = self.0.iter().map(row).collect();
         let head =
-            ["NAME", "PARENT", "STATE", "PORT", "PG", "OWN", "QUOTA", "SIZE", "DEPTH", "CREATED (UTC)"];
-        table(&head, &[false, false, false, true, true, true, true, true, true, false], &rows)
+            ["NAME", "PARENT", "STATE", "PORT", "PG", "OWN", "QUOTA", "SIZE", "DEPTH", "CREATED (UTC)", ""];
+        table(&head, &[false, false, false, true, true, true, true, true, true, false, false], &rows)
     }
 }
 
@@ -737,6 +756,7 @@ mod tests {
             wal_bytes: 0,
             quota_bytes: None,
             used_bytes: 0,
+            ephemeral: false,
             logical_bytes: 1 << 30,
             layout: None,
             base: None,

@@ -112,6 +112,7 @@ fn requests() -> Vec<Vec<u8>> {
         settings,
         keep_identity: false,
         quota: Some(5),
+        ephemeral: true,
     };
     let inspect = InspectSpec { scrub: true, fork: Some(fork()), ..InspectSpec::default() };
     let all = [
@@ -174,6 +175,7 @@ fn replies() -> Vec<Vec<u8>> {
         wal_bytes: 16 << 20,
         quota_bytes: None,
         used_bytes: 1,
+        ephemeral: true,
         logical_bytes: 1 << 30,
         base: None,
         fault: Some("a flush failed".into()),

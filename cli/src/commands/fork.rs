@@ -43,6 +43,7 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
         settings: args.server.settings.clone(),
         keep_identity: args.server.keep_identity,
         quota: args.server.quota,
+        ephemeral: args.ephemeral,
     }))?;
     for warning in &forked.warnings {
         context.ui.warn(warning);

@@ -97,12 +97,14 @@ pub fn start(
         // what is printed and tested for is what holds.
         ("port".to_string(), row.meta.port.to_string()),
         ("unix_socket_directories".to_string(), row.meta.socket_dir.display().to_string()),
-        (
-            "full_page_writes".to_string(),
-            if options.full_page_writes == Switch::On { "on" } else { "off" }.to_string(),
-        ),
     ];
-    if row.meta.pg_version >= 14 {
+    let full_page_writes = if options.full_page_writes == Switch::On { "on" } else { "off" };
+    settings.push(("full_page_writes".to_string(), full_page_writes.to_string()));
+    if row.ephemeral {
+        // Nothing of it survives what these are there for.
+        settings
+            .extend(["fsync", "synchronous_commit", "full_page_writes"].map(|s| (s.into(), "off".into())));
+    } else if row.meta.pg_version >= 14 {
         // PostgreSQL may leave out its fsync of every file before a recovery,
         // as the whole fork is durable from here on.
         client.call::<()>(&Request::Sync { fork: name.clone() })?;

@@ -16,6 +16,8 @@ struct Change<'a> {
     source: &'a str,
     meta: &'a ForkMeta,
     settings: &'a [(String, String)],
+    /// Whether it ends with the daemon; after a reset it is what it was.
+    ephemeral: bool,
 }
 
 /// No snapshot has this label: `reset --to` means something else by it.
@@ -29,7 +31,7 @@ impl Daemon {
         quota: Option<u64>,
         make: &mut dyn FnMut(&mut pgcowfs::Edit<'_>) -> pgcowfs::Result<ForkReport>,
     ) -> Result<Forked> {
-        let Change { fork, source, meta, settings } = *change;
+        let Change { fork, source, meta, settings, ephemeral } = *change;
         let identity = Identity {
             fork,
             pgdata: &self.mountpoint.join(fork),
@@ -45,6 +47,9 @@ impl Daemon {
         let mut outcome: Result<Vec<String>> = Ok(Vec::new());
         let mut edit = |fork: &Fork| {
             fork.set_first_quota(quota);
+            if ephemeral {
+                fork.set_ephemeral();
+            }
             outcome = identity::apply(&ForkTree(fork), &identity);
             match outcome.is_ok() {
                 true => Ok(()),
@@ -65,7 +70,8 @@ impl Daemon {
 
     pub(super) fn fork_as(&self, spec: &ForkSpec, meta: &ForkMeta) -> Result<Forked> {
         let (parent, child, bytes) = (&spec.parent, &spec.child, meta.encode()?);
-        let change = Change { fork: child, source: parent, meta, settings: &spec.settings };
+        let (settings, ephemeral) = (&spec.settings, spec.ephemeral);
+        let change = Change { fork: child, source: parent, meta, settings, ephemeral };
         let forked = self.identified(&change, spec.quota, &mut |edit| match &spec.snapshot {
             None => self.store.fork(parent, child, &bytes, edit),
             Some(label) => self.store.fork_snapshot(parent, label, child, &bytes, edit),
@@ -141,7 +147,7 @@ impl Daemon {
             // It has them, or others by then.
             ResetTarget::Snapshot(label) => (ResetTo::Snapshot(label.clone()), None, &[][..]),
         };
-        let change = Change { fork, source: source.unwrap_or(fork), meta: &meta, settings };
+        let change = Change { fork, source: source.unwrap_or(fork), meta: &meta, settings, ephemeral: false };
         let bytes = meta.encode()?;
         let done =
             self.identified(&change, None, &mut |edit| self.store.reset(fork, &to, Some(&bytes), edit))?;
@@ -156,6 +162,7 @@ impl Daemon {
             return Err(Error::new(Kind::State, format!("fork {fork:?} is a root already"))
                 .hint("there is nothing to do; `pgcowfs tree` shows what was made from what"));
         }
+        refuse_ephemeral(&before, "it would be no root for long")?;
         self.store.promote(fork)?;
         log::info!("promoted {fork}");
         Ok(before)
@@ -245,6 +252,17 @@ impl Daemon {
         self.store.remove_snapshot(fork, label)?;
         log::info!("removed {fork}@{label}");
         Ok(())
+    }
+}
+
+/// Refuses what makes no sense for a fork that ends with the daemon.
+pub(super) fn refuse_ephemeral(row: &ForkRow, why: &str) -> Result<()> {
+    let name = &row.name;
+    match row.ephemeral {
+        false => Ok(()),
+        true => Err(Error::new(Kind::State, format!("fork {name:?} is ephemeral"))
+            .cause(format!("it ends with the daemon, so {why}"))
+            .hint(format!("keep what it is now in a fork that lasts: pgcowfs fork {name} NEW"))),
     }
 }
 

@@ -336,6 +336,7 @@ impl Daemon {
             wal_bytes: info.wal_bytes,
             quota_bytes: info.quota_bytes,
             used_bytes: info.used_bytes,
+            ephemeral: info.ephemeral,
             logical_bytes: info.logical_bytes,
             layout: None,
             base: info.base.clone(),
@@ -457,20 +458,18 @@ impl Daemon {
         }
         self.store.remove(fork)?;
         self.incomplete.lock().remove(fork);
-        sockets::remove(&self.paths, fork);
-        let server_log = self.paths.server_log(fork);
-        if let Err(e) = std::fs::remove_file(&server_log)
-            && e.kind() != std::io::ErrorKind::NotFound
-        {
-            log::warn!("cannot remove {}: {e}", server_log.display());
-        }
+        remove_leavings(&self.paths, fork);
         log::info!("removed {fork}");
         Ok(())
     }
 
     pub(super) fn set_protection(&self, fork: &str, protection: Option<Protection>) -> Result<ForkRow> {
         let _changes = self.changes.lock();
-        let mut meta = self.info(fork)?.meta;
+        let row = self.info(fork)?;
+        if protection.is_some() {
+            super::branches::refuse_ephemeral(&row, "nothing protects it from going")?;
+        }
+        let mut meta = row.meta;
         log::info!("the protection of {fork} is {protection:?}");
         meta.protection = protection;
         self.store.set_meta(fork, &meta.encode()?)?;
@@ -561,9 +560,29 @@ pub fn refresh(paths: &StorePaths, store: &Store, mountpoint: &Path) {
     }
 }
 
-/// The lock files of all forks' sockets.
+/// Removes what forks that have ended with the last daemon left beside the store.
+pub fn sweep(paths: &StorePaths, store: &Store) {
+    for ended in store.ended() {
+        remove_leavings(paths, &ended.name);
+    }
+}
+
+/// What a fork has beside its files.
+fn remove_leavings(paths: &StorePaths, fork: &str) {
+    sockets::remove(paths, fork);
+    let server_log = paths.server_log(fork);
+    if let Err(e) = std::fs::remove_file(&server_log)
+        && e.kind() != std::io::ErrorKind::NotFound
+    {
+        log::warn!("cannot remove {}: {e}", server_log.display());
+    }
+}
+
+/// The lock files of all forks' sockets, those included that have ended with the
+/// last daemon: their servers may have outlived it.
 pub fn socket_locks(store: &Store) -> Vec<PathBuf> {
-    let metas = store.entries().into_iter().filter_map(|info| ForkMeta::decode(&info.name, &info.meta).ok());
+    let entries = store.entries().into_iter().chain(store.ended());
+    let metas = entries.filter_map(|info| ForkMeta::decode(&info.name, &info.meta).ok());
     metas.map(|meta| meta.socket_dir.join(format!(".s.PGSQL.{}.lock", meta.port))).collect()
 }
 

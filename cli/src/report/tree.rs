@@ -48,10 +48,7 @@ impl TreeNode {
         let dim = color.then_some("36");
         let children = match self {
             TreeNode::Fork { fork, children } => {
-                let mut remarks = Vec::new();
-                if fork.protected {
-                    remarks.push("protected".to_string());
-                }
+                let mut remarks = fork.remarks();
                 if let (true, Some(parent)) = (branch.is_empty(), &fork.parent) {
                     remarks.push(format!("of {parent}, which is gone"));
                 }
