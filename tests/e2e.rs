@@ -25,6 +25,7 @@ mod e2e {
     mod lifecycle;
     mod names;
     mod oracle_controls;
+    mod run;
     mod security;
     mod snapshots;
     mod space;

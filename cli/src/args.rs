@@ -3,6 +3,8 @@
 // As a file of the fuzz targets, this one has no directory of its own.
 #[path = "args/branches.rs"]
 mod branches;
+#[path = "args/run.rs"]
+mod run;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use crate::error::Kind;
 pub use self::branches::{
     CheckpointMode, CheckpointOptions, Place, Promote, Protect, Rename, Reset, Snapshot, Snapshots, Tree,
 };
+pub use self::run::Run;
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -69,6 +72,8 @@ pub enum Command {
     Restart(Restart),
     /// Fork a cluster, running or stopped, or a snapshot
     Fork(Fork),
+    /// Run a command with a fork of its own, which goes when the command ends
+    Run(Run),
     /// Keep what a fork is now, under a label
     Snapshot(Snapshot),
     /// List snapshots

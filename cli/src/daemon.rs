@@ -4,6 +4,7 @@
 
 mod branches;
 pub mod clients;
+mod leases;
 pub mod logger;
 pub mod mounts;
 pub mod ports;
@@ -16,7 +17,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,7 @@ use pgcowfs::{Options, Store};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use self::clients::Places;
+use self::leases::Leases;
 use crate::config::{MapMemory, MountChanges, StoreConfig, StorePaths, open_own, own_dir, passage_mode};
 use crate::error::{Context, Error, Kind, Result};
 use crate::meta::ForkMeta;
@@ -52,6 +54,10 @@ pub struct Daemon {
     changes: Mutex<()>,
     /// Forks that `create` is making, with their settings.
     incomplete: Mutex<BTreeMap<String, ForkMeta>>,
+    /// Forks that end with the client that they were made for.
+    leases: Leases,
+    /// Clients so far: each has a number.
+    clients: AtomicU64,
     /// Read by every request at work; true when the store is closed.
     closed: RwLock<bool>,
     /// Long requests are to end soon.
@@ -175,6 +181,8 @@ fn begin_on_store(
         started: Instant::now(),
         changes: Mutex::new(()),
         incomplete: Mutex::default(),
+        leases: Leases::default(),
+        clients: AtomicU64::new(0),
         closed: RwLock::new(false),
         ending: AtomicBool::new(false),
         events: Mutex::new(sender.clone()),

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     let cli = args::Cli::parse();
     let ui = ui::Ui::new(cli.global.json, cli.global.quiet);
     match commands::run(&cli, &ui) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             ui.error(&error);
             ExitCode::from(error.kind.exit_code())

@@ -51,6 +51,13 @@ pub enum Request {
     },
     /// -> [`Forked`]
     Fork(ForkSpec),
+    /// Lets a fork that was made for this connection live on when it ends. -> null
+    Keep {
+        /// The fork.
+        fork: String,
+    },
+    /// Stops and removes the forks that were made for this connection. -> null
+    EndLeases,
     /// Removes a fork whose server does not run. -> null
     Remove {
         /// The fork.
@@ -311,6 +318,10 @@ pub struct ForkSpec {
     /// Whether it ends with the daemon, and makes nothing durable.
     #[serde(default)]
     pub ephemeral: bool,
+    /// Whether it is for this connection: when that ends, the fork's server is stopped
+    /// and the fork removed.
+    #[serde(default)]
+    pub leased: bool,
 }
 
 /// A fork to put back.

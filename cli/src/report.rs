@@ -2,6 +2,7 @@
 //! (field names are part of the interface, see `docs/CLI.md`) or for people.
 
 mod branches;
+mod run;
 mod tree;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ pub use self::branches::{
     PromoteReport, ProtectReport, RenameReport, ResetReport, SnapshotEntry, SnapshotReport, SnapshotsReport,
 };
 
+pub use self::run::RunReport;
 pub use self::tree::{TreeNode, TreeReport};
 
 /// A command's result.

@@ -50,6 +50,21 @@ impl Ui {
         }
     }
 
+    /// A result beside what a command of the user prints: on stderr, and as JSON on
+    /// one line.
+    pub fn aside<R: Report>(&self, report: &R) -> Result<()> {
+        match self.json {
+            true => {
+                let text = serde_json::to_string(report).map_err(|e| {
+                    Error::new(Kind::Failed, "cannot write the result as JSON").cause(e.to_string())
+                })?;
+                self.stderr(&text);
+            }
+            false => report.human(self.color_err).lines().for_each(|line| self.note(line)),
+        }
+        Ok(())
+    }
+
     /// A remark about what is going on.
     pub fn note(&self, text: impl AsRef<str>) {
         if !self.quiet {

@@ -113,6 +113,7 @@ fn requests() -> Vec<Vec<u8>> {
         keep_identity: false,
         quota: Some(5),
         ephemeral: true,
+        leased: true,
     };
     let inspect = InspectSpec { scrub: true, fork: Some(fork()), ..InspectSpec::default() };
     let all = [

@@ -12,8 +12,10 @@ mod mount;
 mod promote;
 mod psql;
 mod quota;
+mod relay;
 mod reset;
 mod rm;
+mod run;
 mod show;
 mod snapshot;
 mod start;
@@ -22,6 +24,8 @@ mod stop;
 mod tree;
 mod umount;
 mod url;
+
+use std::process::ExitCode;
 
 use crate::args::{Cli, Command};
 use crate::client::Client;
@@ -54,10 +58,11 @@ impl Context<'_> {
     }
 }
 
-/// Carries a command out.
-pub fn run(cli: &Cli, ui: &Ui) -> Result<()> {
+/// Carries a command out; the exit code if it succeeds.
+pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
     let context = Context { paths: StorePaths::choose(cli.global.store.as_deref())?, ui };
     match &cli.command {
+        Command::Run(args) => return run::run(&context, args),
         Command::Init(args) => init::run(&context, args),
         Command::Create(args) => create::run(&context, args),
         Command::Start(args) => start::run(&context, args),
@@ -85,6 +90,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<()> {
         Command::Check(args) => check::check(&context, args),
         Command::Scrub(args) => check::scrub(&context, args),
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 /// Whether a fork's server runs.

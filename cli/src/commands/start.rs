@@ -65,6 +65,26 @@ pub fn start(
     row: &ForkRow,
     options: &StartOptions,
 ) -> Result<Duration> {
+    settle(client, row)?;
+    launch(context, row, options)
+}
+
+/// From PostgreSQL 14 on, its server may leave out its fsync of every file before a
+/// recovery, if the whole fork is durable. An ephemeral one does no fsync at all.
+fn needs_sync(row: &ForkRow) -> bool {
+    !row.ephemeral && row.meta.pg_version >= 14
+}
+
+/// Makes a fork durable, as far as its server will rely on that.
+pub fn settle(client: &mut Client, row: &ForkRow) -> Result<()> {
+    match needs_sync(row) {
+        true => client.call(&Request::Sync { fork: row.name.clone() }),
+        false => Ok(()),
+    }
+}
+
+/// Starts the server of a fork that has been settled.
+pub fn launch(context: &Context, row: &ForkRow, options: &StartOptions) -> Result<Duration> {
     let name = &row.name;
     if let (Some(fault), true) = (&row.fault, row.base_changed) {
         return Err(Error::new(Kind::BadInput, format!("the base of fork {name:?} has changed"))
@@ -104,10 +124,8 @@ pub fn start(
         // Nothing of it survives what these are there for.
         settings
             .extend(["fsync", "synchronous_commit", "full_page_writes"].map(|s| (s.into(), "off".into())));
-    } else if row.meta.pg_version >= 14 {
-        // PostgreSQL may leave out its fsync of every file before a recovery,
-        // as the whole fork is durable from here on.
-        client.call::<()>(&Request::Sync { fork: name.clone() })?;
+    }
+    if needs_sync(row) {
         settings.push(("recovery_init_sync_method".to_string(), "syncfs".to_string()));
     }
     settings.extend_from_slice(&options.settings);

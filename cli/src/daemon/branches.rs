@@ -194,6 +194,7 @@ impl Daemon {
             return Err(error);
         }
         sockets::remove(&self.paths, old);
+        self.leases.rename(old, new);
         let logs = (self.paths.server_log(old), self.paths.server_log(new));
         if let Err(e) = std::fs::rename(&logs.0, &logs.1)
             && e.kind() != std::io::ErrorKind::NotFound

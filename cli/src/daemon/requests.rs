@@ -75,6 +75,7 @@ impl Daemon {
         };
         // The forks that this client is making.
         let mut own: Vec<String> = Vec::new();
+        let number = self.clients.fetch_add(1, Ordering::Relaxed);
         let mut reader = BufReader::new(read_half);
         let mut first = true;
         loop {
@@ -121,10 +122,11 @@ impl Daemon {
                     continue;
                 }
             };
-            let reply = self.answer(request, &mut own);
+            let reply = self.answer(request, number, &mut own);
             send(&mut client, &reply);
         }
         self.abandon(own);
+        self.end_leases_of_gone(number);
     }
 
     /// Removes forks whose maker left before they were complete.
@@ -144,7 +146,7 @@ impl Daemon {
         }
     }
 
-    fn answer(&self, request: Request, own: &mut Vec<String>) -> Reply {
+    fn answer(&self, request: Request, client: u64, own: &mut Vec<String>) -> Reply {
         let closed = self.closed.read();
         if *closed {
             return Reply::Error(ending());
@@ -165,7 +167,15 @@ impl Daemon {
                 reply(result)
             }
             Request::Publish { fork } => reply(self.publish(&fork)),
-            Request::Fork(spec) => reply(self.fork(&spec)),
+            Request::Fork(spec) => {
+                let result = self.fork(&spec);
+                if result.is_ok() && spec.leased {
+                    self.leases.enter(&spec.child, client);
+                }
+                reply(result)
+            }
+            Request::Keep { fork } => reply(self.keep(&fork, client)),
+            Request::EndLeases => reply(self.end_leases(client)),
             Request::Remove { fork } => reply(self.remove(&fork)),
             Request::Promote { fork } => reply(self.promote(&fork)),
             Request::Rename { fork, to } => reply(self.rename(&fork, &to)),
@@ -446,7 +456,7 @@ impl Daemon {
         result
     }
 
-    fn remove(&self, fork: &str) -> Result<()> {
+    pub(super) fn remove(&self, fork: &str) -> Result<()> {
         let _changes = self.changes.lock();
         if !self.incomplete.lock().contains_key(fork) {
             if let Ok(row) = self.info(fork) {
@@ -458,6 +468,7 @@ impl Daemon {
         }
         self.store.remove(fork)?;
         self.incomplete.lock().remove(fork);
+        self.leases.forget(fork);
         remove_leavings(&self.paths, fork);
         log::info!("removed {fork}");
         Ok(())

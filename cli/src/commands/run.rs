@@ -1,0 +1,163 @@
+//! `pgcowfs run`: forks for one command.
+//!
+//! The forks belong to this program's connection to the daemon, which ends them when
+//! that ends. So they go whatever happens to this program, and whatever goes wrong in
+//! here needs no cleaning up.
+
+use std::ffi::OsString;
+use std::process::{Command, ExitCode, ExitStatus};
+use std::time::Instant;
+
+use super::fork::{self, Wanted};
+use super::{Context, ms, relay::Relay, start};
+use crate::args::Run;
+use crate::client::Client;
+use crate::error::{Error, Kind, Result};
+use crate::protocol::{ForkRow, Request};
+use crate::report::RunReport;
+
+/// The longest part of the parent's name in a name that is made up.
+const PARENT_PART: usize = 40;
+
+/// Runs a command with forks of its own; the command's exit code.
+pub fn run(context: &Context, args: &Run) -> Result<ExitCode> {
+    let began = Instant::now();
+    // From here on a signal ends this program, and the daemon removes what is there.
+    let relay = Relay::start()?;
+    let mut client = context.client()?;
+    let rows = ready(context, &mut client, args).inspect_err(|_| {
+        // Whoever reads the error is to find nothing. If this fails, too, the daemon
+        // does it when this program ends.
+        let _ = client.call::<()>(&Request::EndLeases);
+    })?;
+    let ready_ms = ms(began.elapsed());
+    let mut command = Command::new(&args.command[0]);
+    command.args(&args.command[1..]);
+    for (number, row) in rows.iter().enumerate() {
+        for (name, value) in variables(row, &args.database) {
+            command.env(format!("{name}_{}", number + 1), &value);
+            if number == 0 {
+                command.env(name, &value);
+            }
+        }
+    }
+    let code = match relay.run(&mut command) {
+        Ok(status) => exit_code(status),
+        Err(e) => {
+            let (kind, code) = match e.kind() {
+                std::io::ErrorKind::NotFound => (Kind::NotFound, 127),
+                _ => (Kind::Environment, 126),
+            };
+            let program = args.command[0].to_string_lossy();
+            let error = Error::new(kind, format!("cannot run {program:?}")).cause(e.to_string());
+            context.ui.error(&error.hint("give a command that can be run after `--`"));
+            code
+        }
+    };
+    let mut kept = Vec::new();
+    if code != 0 && args.keep_on_failure {
+        for row in &rows {
+            client.call::<()>(&Request::Keep { fork: row.name.clone() })?;
+            kept.push(row.name.clone());
+        }
+    }
+    if let Err(error) = client.call::<()>(&Request::EndLeases) {
+        context.ui.warn(format!("cannot tell whether the forks are removed: {error}"));
+    }
+    context.ui.aside(&RunReport {
+        forks: rows.iter().map(|row| row.name.clone()).collect(),
+        ephemeral: !args.durable,
+        ready_ms,
+        exit_code: code,
+        kept,
+    })?;
+    Ok(ExitCode::from(code))
+}
+
+/// Makes the forks, and starts their servers.
+fn ready(context: &Context, client: &mut Client, args: &Run) -> Result<Vec<ForkRow>> {
+    let names = names(args);
+    for name in &names {
+        pgcowfs::check_fork_name(name)?;
+    }
+    let parent = fork::check_parent(client, &args.parent, &args.checkpoint)?;
+    for name in &names {
+        fork::refuse_taken(client, name)?;
+    }
+    fork::checkpoint_first(context, &args.parent, &parent, &args.checkpoint)?;
+    let mut rows = Vec::new();
+    for child in names {
+        let wanted = Wanted {
+            parent: &args.parent,
+            child,
+            port: None,
+            listen: parent.meta.listen.clone(),
+            settings: Vec::new(),
+            keep_identity: false,
+            quota: None,
+            ephemeral: !args.durable,
+            leased: true,
+        };
+        rows.push(fork::fork(context, client, wanted)?.row);
+    }
+    for row in &rows {
+        start::settle(client, row)?;
+    }
+    let started: Vec<Result<_>> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            rows.iter().map(|row| scope.spawn(|| start::launch(context, row, &args.options))).collect();
+        let gone = || Err(Error::new(Kind::Failed, "a thread of this program has ended"));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
+    });
+    started.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(rows)
+}
+
+/// The forks' names, which are nobody else's at the same time on this machine.
+fn names(args: &Run) -> Vec<String> {
+    let stem = args.name.clone().unwrap_or_else(|| {
+        let parent: String = args.parent.fork.chars().take(PARENT_PART).collect();
+        format!("{parent}-run-{}", std::process::id())
+    });
+    match args.count {
+        1 => vec![stem],
+        count => (1..=count).map(|number| format!("{stem}-{number}")).collect(),
+    }
+}
+
+/// What tells a program how to reach a fork.
+fn variables(row: &ForkRow, database: &str) -> [(&'static str, OsString); 6] {
+    let meta = &row.meta;
+    // Not every driver knows Unix sockets in a URL.
+    let tcp = meta.tcp_url(database, true).filter(|_| meta.password.is_some());
+    [
+        ("PGHOST", meta.socket_dir.clone().into()),
+        ("PGPORT", meta.port.to_string().into()),
+        ("PGUSER", meta.superuser.clone().into()),
+        ("PGDATABASE", database.into()),
+        ("DATABASE_URL", tcp.unwrap_or_else(|| meta.socket_url(database)).into()),
+        ("PGCOWFS_FORK", row.name.clone().into()),
+    ]
+}
+
+/// As shells have it.
+fn exit_code(status: ExitStatus) -> u8 {
+    use std::os::unix::process::ExitStatusExt;
+    let code = status.code().or(status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_a_shells() {
+        // The raw status of wait(2): a code in the upper byte, a signal in the lower.
+        for (raw, code) in [(0, 0), (7 << 8, 7), (255 << 8, 255), (2, 130), (9, 137), (15, 143)] {
+            assert_eq!(exit_code(ExitStatus::from_raw(raw)), code);
+        }
+    }
+}
