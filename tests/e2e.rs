@@ -25,6 +25,7 @@ mod e2e {
     mod lifecycle;
     mod names;
     mod oracle_controls;
+    mod pool;
     mod run;
     mod security;
     mod snapshots;

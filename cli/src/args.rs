@@ -3,6 +3,8 @@
 // As a file of the fuzz targets, this one has no directory of its own.
 #[path = "args/branches.rs"]
 mod branches;
+#[path = "args/pool.rs"]
+mod pool;
 #[path = "args/run.rs"]
 mod run;
 
@@ -18,6 +20,7 @@ use crate::error::Kind;
 pub use self::branches::{
     CheckpointMode, CheckpointOptions, Place, Promote, Protect, Rename, Reset, Snapshot, Snapshots, Tree,
 };
+pub use self::pool::PoolArgs;
 pub use self::run::Run;
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
@@ -74,6 +77,8 @@ pub enum Command {
     Fork(Fork),
     /// Run a command with a fork of its own, which goes when the command ends
     Run(Run),
+    /// Keep started forks of a fork ready for `run`
+    Pool(PoolArgs),
     /// Keep what a fork is now, under a label
     Snapshot(Snapshot),
     /// List snapshots

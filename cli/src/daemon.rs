@@ -7,6 +7,7 @@ pub mod clients;
 mod leases;
 pub mod logger;
 pub mod mounts;
+mod pools;
 pub mod ports;
 pub mod requests;
 pub mod sockets;
@@ -32,6 +33,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use self::clients::Places;
 use self::leases::Leases;
+use self::pools::Pools;
 use crate::config::{MapMemory, MountChanges, StoreConfig, StorePaths, open_own, own_dir, passage_mode};
 use crate::error::{Context, Error, Kind, Result};
 use crate::meta::ForkMeta;
@@ -56,6 +58,8 @@ pub struct Daemon {
     incomplete: Mutex<BTreeMap<String, ForkMeta>>,
     /// Forks that end with the client that they were made for.
     leases: Leases,
+    /// Started forks that nobody has yet.
+    pools: Pools,
     /// Clients so far: each has a number.
     clients: AtomicU64,
     /// Read by every request at work; true when the store is closed.
@@ -182,6 +186,7 @@ fn begin_on_store(
         changes: Mutex::new(()),
         incomplete: Mutex::default(),
         leases: Leases::default(),
+        pools: Pools::default(),
         clients: AtomicU64::new(0),
         closed: RwLock::new(false),
         ending: AtomicBool::new(false),
@@ -321,6 +326,8 @@ impl Daemon {
             let _ = events.send(Event::MountEnded(ended));
         });
         let daemon = self.clone();
+        std::thread::spawn(move || daemon.keep_pools());
+        let daemon = self.clone();
         std::thread::spawn(move || {
             let places = Places::new(FileBudget::of_process().clients);
             for client in listener.incoming() {
@@ -364,6 +371,7 @@ impl Daemon {
             match event {
                 Event::Signal(signal) => {
                     log::info!("signal {signal}: stopping");
+                    self.pools.pause();
                     self.stop_servers();
                     return self.end(true);
                 }
@@ -390,6 +398,15 @@ impl Daemon {
 
     /// What a client asked for: refused while servers run.
     fn shutdown(&self, force: bool) -> Result<()> {
+        self.end_pools();
+        let ended = self.shutdown_without_pools(force);
+        if ended.is_err() {
+            self.pools.resume();
+        }
+        ended
+    }
+
+    fn shutdown_without_pools(&self, force: bool) -> Result<()> {
         let running = self.running();
         if !running.is_empty() {
             if !force {

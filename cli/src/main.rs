@@ -6,6 +6,7 @@
 //! - `client` talks to the daemon of a store (and starts it), `protocol` is
 //!   what they say to each other, `daemon` is the other end: the only place
 //!   that opens a store (`check` looks at one that cannot be opened);
+//! - `launch` starts a fork's server, for a command or for the daemon;
 //! - `postgres` is everything that knows PostgreSQL: binaries, configuration,
 //!   processes, SQL. Nothing else imports tokio-postgres.
 
@@ -18,6 +19,7 @@ mod error;
 #[cfg(test)]
 #[path = "../../tests/fuzz/in_program.rs"]
 mod fuzz;
+mod launch;
 mod meta;
 mod postgres;
 mod proc;

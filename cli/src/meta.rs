@@ -1,11 +1,17 @@
 //! What this program keeps about a fork: its server's port, socket, user and
 //! version. The store carries it as opaque bytes (JSON).
 
+// As a file of the fuzz targets, this one has no directory of its own.
+#[path = "meta/upkeep.rs"]
+mod upkeep;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
+
+pub use self::upkeep::{Pool, Upkeep};
 
 /// How a fork came to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +105,9 @@ pub struct ForkMeta {
     /// Set by `protect`.
     #[serde(default)]
     pub protection: Option<Protection>,
+    /// What the daemon does about it by itself.
+    #[serde(default)]
+    pub upkeep: Upkeep,
 }
 
 impl ForkMeta {
@@ -213,6 +222,7 @@ pub(crate) mod tests {
             keep_identity: false,
             settings: Vec::new(),
             protection: None,
+            upkeep: Upkeep::default(),
         }
     }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::StorePaths;
 use crate::error::Error;
-use crate::meta::{ForkMeta, Origin, Protection};
+use crate::meta::{ForkMeta, Origin, Pool, Protection};
 
 /// Goes up with every incompatible change. `hello` and `shutdown` stay as they
 /// are for ever, so that a new program can end an old daemon.
@@ -58,6 +58,24 @@ pub enum Request {
     },
     /// Stops and removes the forks that were made for this connection. -> null
     EndLeases,
+    /// One of the pool's started forks of a fork, for this connection.
+    /// -> [`ForkRow`], or null if there is none
+    Take {
+        /// What they are forks of.
+        parent: String,
+    },
+    /// Pools. -> `Vec<PoolRow>`
+    Pools {
+        /// Only that fork's; null: all.
+        fork: Option<String>,
+    },
+    /// Sets or ends a fork's pool. -> `Vec<PoolRow>`, of that fork
+    SetPool {
+        /// The fork.
+        fork: String,
+        /// What to set; null: none.
+        pool: Option<Pool>,
+    },
     /// Removes a fork whose server does not run. -> null
     Remove {
         /// The fork.
@@ -207,6 +225,9 @@ pub struct DaemonStatus {
     /// Given back since the daemon started.
     #[serde(default)]
     pub reclaimed_bytes: u64,
+    /// Started forks that are kept ready.
+    #[serde(default)]
+    pub pools: Vec<PoolRow>,
     /// Since the daemon started.
     pub uptime_s: f64,
     /// The way by which the kernel's requests come: `io_uring` or `device`.
@@ -241,6 +262,9 @@ pub struct ForkRow {
     /// Whether it ends with the daemon.
     #[serde(default)]
     pub ephemeral: bool,
+    /// Whether it waits in a pool.
+    #[serde(default)]
+    pub pooled: bool,
     /// Sum of its files' sizes.
     pub logical_bytes: u64,
     /// Pages of its files, and the pieces that they lie in; only for one fork.
@@ -259,6 +283,23 @@ pub struct ForkRow {
     pub meta: ForkMeta,
     /// Its postmaster.pid, if it has one.
     pub pid_file: Option<String>,
+}
+
+/// Forks that are kept ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRow {
+    /// What they are forks of.
+    pub fork: String,
+    /// How many there should be.
+    pub size: u16,
+    /// For how many seconds one may be handed out although that fork has changed since.
+    pub max_age_s: u64,
+    /// The forks that can be handed out now.
+    pub ready: Vec<String>,
+    /// Those that cannot, since the fork has changed.
+    pub stale: Vec<String>,
+    /// Why there are fewer than there should be, if that is known.
+    pub failure: Option<String>,
 }
 
 /// A root fork to make.

@@ -2,6 +2,7 @@
 //! (field names are part of the interface, see `docs/CLI.md`) or for people.
 
 mod branches;
+mod pool;
 mod run;
 mod tree;
 
@@ -12,13 +13,15 @@ use serde::Serialize;
 
 use crate::error::one_line;
 use crate::postgres::server::State;
-use crate::protocol::{Collected, ForkRow, Inspected};
+use crate::protocol::{Collected, ForkRow, Inspected, PoolRow};
 use crate::ui::{Cell, bytes_text, duration_text, pairs, table};
 
 pub use self::branches::{
     PromoteReport, ProtectReport, RenameReport, ResetReport, SnapshotEntry, SnapshotReport, SnapshotsReport,
 };
 
+pub use self::pool::PoolsReport;
+use self::pool::pools_text;
 pub use self::run::RunReport;
 pub use self::tree::{TreeNode, TreeReport};
 
@@ -73,6 +76,8 @@ pub struct ForkReport {
     pub depth: u32,
     /// Whether it ends with the daemon.
     pub ephemeral: bool,
+    /// Whether it waits in a pool.
+    pub pooled: bool,
     /// Whether rm, reset and rename refuse it.
     pub protected: bool,
     /// When that ends; null: when it is lifted.
@@ -115,6 +120,7 @@ impl ForkReport {
             pieces: row.layout.map(|(_, pieces)| pieces),
             depth: row.depth,
             ephemeral: row.ephemeral,
+            pooled: row.pooled,
             protected: row.meta.protection().is_some(),
             protected_until: row.meta.protection().and_then(|protection| protection.until.clone()),
             base: row.base.clone(),
@@ -130,6 +136,9 @@ impl ForkReport {
         let mut remarks = Vec::new();
         if self.ephemeral {
             remarks.push("ephemeral".to_string());
+        }
+        if self.pooled {
+            remarks.push("in a pool".to_string());
         }
         if self.protected {
             remarks.push("protected".to_string());
@@ -545,6 +554,8 @@ pub struct StatusReport {
     pub reclaimable_bytes: Option<u64>,
     /// Given back since the daemon started.
     pub reclaimed_bytes: Option<u64>,
+    /// Started forks that are kept ready.
+    pub pools: Option<Vec<PoolRow>>,
     /// For how long the daemon has run.
     pub uptime_s: Option<f64>,
     /// The way by which the kernel's requests come.
@@ -594,6 +605,10 @@ impl Report for StatusReport {
             ("shared", bytes(self.shared_bytes)),
             ("reclaimable", bytes(self.reclaimable_bytes)),
             ("given back", bytes(self.reclaimed_bytes)),
+            (
+                "pools",
+                self.pools.as_ref().filter(|pools| !pools.is_empty()).map(|p| Cell::plain(pools_text(p))),
+            ),
         ];
         rows.extend(rest.into_iter().filter_map(|(name, cell)| Some((name, cell?))));
         pairs(&rows)
@@ -759,6 +774,7 @@ mod tests {
             quota_bytes: None,
             used_bytes: 0,
             ephemeral: false,
+            pooled: false,
             logical_bytes: 1 << 30,
             layout: None,
             base: None,

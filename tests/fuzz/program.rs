@@ -14,7 +14,7 @@ use super::target::{Bytes, Target};
 use crate::config::{KeepFree, MapMemory, StoreConfig};
 use crate::daemon::clients::read_request;
 use crate::daemon::ports::PortRange;
-use crate::meta::{ForkMeta, Origin, Secret};
+use crate::meta::{ForkMeta, Origin, Pool, Secret, Upkeep};
 use crate::postgres::cluster::Control;
 use crate::postgres::pid_file;
 use crate::protocol::*;
@@ -101,6 +101,7 @@ fn requests() -> Vec<Vec<u8>> {
         keep_identity: true,
         settings: vec![("a".into(), "b".into())],
         protection: None,
+        upkeep: Upkeep { pool: Some(Pool { size: 2, max_age_s: 60 }) },
     };
     let settings = vec![("work_mem".to_string(), "5MB".to_string())];
     let spec = ForkSpec {
@@ -177,6 +178,7 @@ fn replies() -> Vec<Vec<u8>> {
         quota_bytes: None,
         used_bytes: 1,
         ephemeral: true,
+        pooled: true,
         logical_bytes: 1 << 30,
         base: None,
         fault: Some("a flush failed".into()),
@@ -196,6 +198,7 @@ fn replies() -> Vec<Vec<u8>> {
         store_bytes: 5,
         used_bytes: 4,
         shared_bytes: 3,
+        pools: Vec::new(),
         layers_to_merge: 1,
         merging_pages: Some(6),
         reclaimable_bytes: 2,

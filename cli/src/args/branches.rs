@@ -189,7 +189,7 @@ pub struct Protect {
 }
 
 /// A time from now, such as `2h` or `7d`.
-fn period(text: &str) -> Result<Duration, String> {
+pub(super) fn period(text: &str) -> Result<Duration, String> {
     let wrong = || "a time such as 30m, 2h or 7d is needed, of ten years at most".to_string();
     let span: jiff::Span = text.parse().map_err(|_| wrong())?;
     let time = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;

@@ -9,7 +9,7 @@ use crate::args::Create;
 use crate::client::Client;
 use crate::config::StoreConfig;
 use crate::error::{Error, Kind, Result};
-use crate::meta::{ForkMeta, Origin, Secret};
+use crate::meta::{ForkMeta, Origin, Secret, Upkeep};
 use crate::postgres::binaries::{self, Binaries};
 use crate::postgres::cluster::Cluster;
 use crate::postgres::identity::{self, Identity};
@@ -168,6 +168,7 @@ fn settings(args: &Create, source: &Source, user: &OsUser) -> ForkMeta {
         keep_identity: args.server.keep_identity,
         settings: args.server.settings.clone(),
         protection: None,
+        upkeep: Upkeep::default(),
     }
 }
 

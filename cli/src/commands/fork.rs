@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::checkpoint::checkpoint;
 use super::{Context, ms, start};
-use crate::args::{BinaryOptions, CheckpointMode, CheckpointOptions, Fork, Place, StartOptions, Switch};
+use crate::args::{CheckpointMode, CheckpointOptions, Fork, Place};
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
+use crate::launch;
 use crate::postgres::cluster;
 use crate::protocol::{ForkRow, ForkSpec, Forked, Request};
 use crate::report::ForkedReport;
@@ -53,7 +54,7 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
     };
     let forked = fork(context, &mut client, wanted)?;
     let started = match args.start {
-        true => Some(start::start(context, &mut client, &forked.row, &start_options())?),
+        true => Some(start::start(context, &mut client, &forked.row, &launch::default_options())?),
         false => None,
     };
     let row = if args.start { client.info(&args.child)? } else { forked.row };
@@ -125,14 +126,4 @@ pub fn fork(context: &Context, client: &mut Client, wanted: Wanted) -> Result<Fo
         context.ui.warn(warning);
     }
     Ok(forked)
-}
-
-/// `start`'s defaults.
-fn start_options() -> StartOptions {
-    StartOptions {
-        timeout: Duration::from_secs(60),
-        full_page_writes: Switch::On,
-        binaries: BinaryOptions { pg_bin: None },
-        settings: Vec::new(),
-    }
 }

@@ -9,6 +9,7 @@ mod gc;
 mod init;
 mod list;
 mod mount;
+mod pool;
 mod promote;
 mod psql;
 mod quota;
@@ -69,6 +70,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Stop(args) => stop::run(&context, args),
         Command::Restart(args) => start::restart(&context, args),
         Command::Fork(args) => fork::run(&context, args),
+        Command::Pool(args) => pool::run(&context, args),
         Command::Snapshot(args) => snapshot::run(&context, args),
         Command::Snapshots(args) => snapshot::list(&context, args),
         Command::Reset(args) => reset::run(&context, args),

@@ -10,9 +10,10 @@ use std::time::Instant;
 
 use super::fork::{self, Wanted};
 use super::{Context, ms, relay::Relay, start};
-use crate::args::Run;
+use crate::args::{CheckpointMode, Run};
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
+use crate::launch;
 use crate::protocol::{ForkRow, Request};
 use crate::report::RunReport;
 
@@ -25,7 +26,7 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode> {
     // From here on a signal ends this program, and the daemon removes what is there.
     let relay = Relay::start()?;
     let mut client = context.client()?;
-    let rows = ready(context, &mut client, args).inspect_err(|_| {
+    let (rows, pooled) = ready(context, &mut client, args).inspect_err(|_| {
         // Whoever reads the error is to find nothing. If this fails, too, the daemon
         // does it when this program ends.
         let _ = client.call::<()>(&Request::EndLeases);
@@ -67,6 +68,7 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode> {
     context.ui.aside(&RunReport {
         forks: rows.iter().map(|row| row.name.clone()).collect(),
         ephemeral: !args.durable,
+        pooled,
         ready_ms,
         exit_code: code,
         kept,
@@ -74,9 +76,15 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-/// Makes the forks, and starts their servers.
-fn ready(context: &Context, client: &mut Client, args: &Run) -> Result<Vec<ForkRow>> {
-    let names = names(args);
+/// Forks with servers that run, and how many of them came from a pool: the others are
+/// made, and started.
+fn ready(context: &Context, client: &mut Client, args: &Run) -> Result<(Vec<ForkRow>, usize)> {
+    let mut rows = from_pool(client, args)?;
+    let pooled = rows.len();
+    let names = names(args).split_off(pooled);
+    if names.is_empty() {
+        return Ok((rows, pooled));
+    }
     for name in &names {
         pgcowfs::check_fork_name(name)?;
     }
@@ -85,7 +93,6 @@ fn ready(context: &Context, client: &mut Client, args: &Run) -> Result<Vec<ForkR
         fork::refuse_taken(client, name)?;
     }
     fork::checkpoint_first(context, &args.parent, &parent, &args.checkpoint)?;
-    let mut rows = Vec::new();
     for child in names {
         let wanted = Wanted {
             parent: &args.parent,
@@ -100,16 +107,34 @@ fn ready(context: &Context, client: &mut Client, args: &Run) -> Result<Vec<ForkR
         };
         rows.push(fork::fork(context, client, wanted)?.row);
     }
-    for row in &rows {
+    let made = &rows[pooled..];
+    for row in made {
         start::settle(client, row)?;
     }
+    let start = |row: &ForkRow| launch::launch(&context.paths, context.ui, row, &args.options);
     let started: Vec<Result<_>> = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            rows.iter().map(|row| scope.spawn(|| start::launch(context, row, &args.options))).collect();
+        let threads: Vec<_> = made.iter().map(|row| scope.spawn(|| start(row))).collect();
         let gone = || Err(Error::new(Kind::Failed, "a thread of this program has ended"));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
     });
     started.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok((rows, pooled))
+}
+
+/// Takes as many forks as are wanted, and ready; none if something is wanted that they
+/// do not have.
+fn from_pool(client: &mut Client, args: &Run) -> Result<Vec<ForkRow>> {
+    let special = args.durable
+        || args.name.is_some()
+        || args.parent.label.is_some()
+        || args.checkpoint.checkpoint == CheckpointMode::Always
+        || args.options.binaries.pg_bin.is_some()
+        || !args.options.settings.is_empty();
+    let mut rows = Vec::new();
+    while !special && rows.len() < usize::from(args.count) {
+        let Some(row) = client.call(&Request::Take { parent: args.parent.fork.clone() })? else { break };
+        rows.push(row);
+    }
     Ok(rows)
 }
 

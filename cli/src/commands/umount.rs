@@ -44,7 +44,8 @@ fn end(context: &Context, args: &Umount, mut client: Client) -> Result<()> {
         };
         let rows: Vec<ForkRow> = client.call(&Request::List)?;
         for row in rows {
-            if let State::Running(pid) = state(&row) {
+            // The daemon ends its pools itself.
+            if let (State::Running(pid), false) = (state(&row), row.pooled) {
                 context.ui.note(format!("stopping {}", row.name));
                 server::stop(&row.name, &row.pgdata, pid, how, timeout)?;
                 stopped.push(row.name);

@@ -116,6 +116,7 @@ impl Daemon {
                     keep_identity: own.keep_identity,
                     settings: own.settings,
                     protection: None,
+                    upkeep: own.upkeep,
                     origin: Origin::Fork,
                     ..parent.meta
                 };
@@ -195,6 +196,7 @@ impl Daemon {
         }
         sockets::remove(&self.paths, old);
         self.leases.rename(old, new);
+        self.pools.forget(old);
         let logs = (self.paths.server_log(old), self.paths.server_log(new));
         if let Err(e) = std::fs::rename(&logs.0, &logs.1)
             && e.kind() != std::io::ErrorKind::NotFound

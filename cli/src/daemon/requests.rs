@@ -20,7 +20,7 @@ use super::clients::{self, NoRequest};
 use super::{Daemon, Event, ports, refuse_running, sockets};
 use crate::config::StorePaths;
 use crate::error::{Context, Error, Kind, Result};
-use crate::meta::{ForkMeta, Origin, Protection};
+use crate::meta::{ForkMeta, Origin, Protection, Upkeep};
 use crate::postgres::cluster::PID_FILE_MAX;
 use crate::postgres::identity::{self, Identity, Source};
 use crate::postgres::server::State;
@@ -175,6 +175,9 @@ impl Daemon {
                 reply(result)
             }
             Request::Keep { fork } => reply(self.keep(&fork, client)),
+            Request::Take { parent } => reply(self.take(&parent, client)),
+            Request::Pools { fork } => reply(self.pool_rows(fork.as_deref())),
+            Request::SetPool { fork, pool } => reply(self.set_pool(&fork, pool)),
             Request::EndLeases => reply(self.end_leases(client)),
             Request::Remove { fork } => reply(self.remove(&fork)),
             Request::Promote { fork } => reply(self.promote(&fork)),
@@ -310,6 +313,7 @@ impl Daemon {
             merging_pages: status.merging_pages,
             reclaimable_bytes: status.reclaimable_bytes,
             reclaimed_bytes: status.reclaimed_bytes,
+            pools: self.pool_rows(None)?,
             uptime_s: self.started.elapsed().as_secs_f64(),
             transport: self.mount.transport().to_string(),
             requests: self.mount.requests().into_iter().map(|(name, n)| (name.to_string(), n)).collect(),
@@ -347,6 +351,7 @@ impl Daemon {
             quota_bytes: info.quota_bytes,
             used_bytes: info.used_bytes,
             ephemeral: info.ephemeral,
+            pooled: self.pools.has(&info.name),
             logical_bytes: info.logical_bytes,
             layout: None,
             base: info.base.clone(),
@@ -439,7 +444,7 @@ impl Daemon {
         self.info(fork)
     }
 
-    fn fork(&self, spec: &ForkSpec) -> Result<Forked> {
+    pub(super) fn fork(&self, spec: &ForkSpec) -> Result<Forked> {
         let _changes = self.changes.lock();
         self.check_new(&spec.child)?;
         let mut meta = self.info(&spec.parent)?.meta;
@@ -448,6 +453,7 @@ impl Daemon {
         meta.keep_identity = spec.keep_identity;
         meta.settings = spec.settings.clone();
         meta.protection = None;
+        meta.upkeep = Upkeep::default();
         self.place(&spec.child, spec.port, &mut meta)?;
         let result = self.fork_as(spec, &meta);
         if result.is_err() {
@@ -469,6 +475,7 @@ impl Daemon {
         self.store.remove(fork)?;
         self.incomplete.lock().remove(fork);
         self.leases.forget(fork);
+        self.pools.forget(fork);
         remove_leavings(&self.paths, fork);
         log::info!("removed {fork}");
         Ok(())

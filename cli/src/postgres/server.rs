@@ -113,6 +113,12 @@ pub fn start(start: &Start, ui: &Ui) -> Result<Duration> {
         })
     });
     drop(waiting);
+    let process = child.id();
+    if ended.is_none() {
+        // The daemon, which starts servers too, lives to see their ends. For a
+        // command it is as good as nothing.
+        std::thread::spawn(move || child.wait());
+    }
     if let Some(status) = ended {
         let said = log_since(start.log, log_begin);
         return Err(Error::new(
@@ -129,7 +135,7 @@ pub fn start(start: &Start, ui: &Ui) -> Result<Duration> {
             Kind::Postgres,
             format!("fork {:?} does not accept connections after {waited}", start.fork),
         )
-        .cause(format!("the server is still starting, as process {}", child.id()))
+        .cause(format!("the server is still starting, as process {process}"))
         .detail(log_tail(&log_since(start.log, log_begin)))
         .hint(format!(
             "it goes on by itself; follow {}, or wait longer next time with --timeout",

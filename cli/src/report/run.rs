@@ -11,6 +11,8 @@ pub struct RunReport {
     pub forks: Vec<String>,
     /// Whether they were ephemeral.
     pub ephemeral: bool,
+    /// How many of them came from a pool.
+    pub pooled: usize,
     /// From the beginning until the command was started.
     pub ready_ms: f64,
     /// What it ended with.

@@ -38,6 +38,8 @@ pub struct Fork {
     /// Number of the last commit that is durable.
     pub(super) committed: AtomicU64,
     pub(super) gate: RwLock<()>,
+    /// Writes to WAL segments since it was loaded.
+    pub(super) wal_writes: AtomicU64,
     pub(super) removed: AtomicBool,
     /// Why nothing more is accepted.
     pub(super) fault: Mutex<Option<String>>,
@@ -146,6 +148,7 @@ impl Fork {
             head: Mutex::new(head),
             commit: Mutex::default(),
             gate: RwLock::new(()),
+            wal_writes: AtomicU64::new(0),
             removed: AtomicBool::new(false),
             fault: Mutex::new(None),
             faulty: AtomicBool::new(false),
@@ -161,6 +164,12 @@ impl Fork {
     /// The fork's name.
     pub fn name(&self) -> String {
         self.name.0.read().clone()
+    }
+
+    /// How many writes to WAL segments there have been since this value was made:
+    /// nothing is committed by the fork's server while it stays the same.
+    pub fn wal_writes(&self) -> u64 {
+        self.wal_writes.load(Ordering::SeqCst)
     }
 
     /// Whether it ends when the store is closed: a sync of it does nothing.

@@ -425,6 +425,9 @@ impl Fork {
             }
         }
         let mut head = self.head_mut()?;
+        if head.inode(file)?.class == Class::Wal {
+            self.wal_writes.fetch_add(1, Ordering::SeqCst);
+        }
         if head.inode(file)?.size < end {
             head.set_size(file, end)?;
         }
