@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use mem::{B, Parts3, cluster, collect, file, fork, page, read};
 use parking_lot::Mutex;
@@ -95,6 +96,58 @@ fn unlink(fork: &Fork, path: &str) {
 
 fn sound(store: &Store) {
     assert_eq!(store.check(true).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_frozen_wal_file_keeps_the_space_of_what_was_written_to_it() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let wal = filled(&main, "pg_wal/000000010000000000000001", 2048, 1);
+    fork(&store, "main", "before");
+    // Lies over the segment in a file of its own, filled with the pattern.
+    write(&main, wal, 100..103, 2);
+    write(&main, wal, 2000..2001, 3);
+    main.sync(wal, true).unwrap();
+    let allocated = |parts: &Parts3, host: u64| {
+        let file = parts.inplace.open(&format!("{host:012}"), false).unwrap();
+        (file.len().unwrap() / B, file.allocated().unwrap() / B)
+    };
+    let own = (1..100).rev().find(|host| parts.inplace.open(&format!("{host:012}"), false).is_ok()).unwrap();
+    let over = (1..=own).find(|&host| {
+        let mut page = vec![0; B as usize];
+        let file = parts.inplace.open(&format!("{host:012}"), false);
+        file.is_ok_and(|file| file.read_at(&mut page, 2000 * B).is_ok() && page[0] == 3)
+    });
+    let over = over.unwrap();
+    store.seal_at_rest(Duration::ZERO).unwrap();
+    assert_eq!(allocated(&parts, over), (2048, 2048), "main still writes to it");
+    fork(&store, "main", "after");
+    store.seal_at_rest(Duration::ZERO).unwrap();
+    assert_eq!(allocated(&parts, over), (2048, 4));
+    // Both go on, each in a file of its own.
+    write(&main, wal, 100..101, 4);
+    main.sync(wal, true).unwrap();
+    let right = |store: &Store| {
+        let fork = |name| store.by_name(name).unwrap();
+        has(&fork("before"), wal, 0..2048, 1);
+        for (name, hundred) in [("after", 2), ("main", 4)] {
+            let fork = fork(name);
+            has(&fork, wal, 0..100, 1);
+            has(&fork, wal, 100..101, hundred);
+            has(&fork, wal, 101..103, 2);
+            has(&fork, wal, 103..2000, 1);
+            has(&fork, wal, 2000..2001, 3);
+            has(&fork, wal, 2001..2048, 1);
+        }
+        sound(store);
+    };
+    right(&store);
+    for crashed in [parts.worst_crash(), parts.copy()] {
+        right(&crashed.open());
+    }
+    store.close().unwrap();
+    right(&parts.open());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Host files at rest get their CRCs: those that a fork has frozen, and WAL
-//! segments that PostgreSQL has left.
+//! segments that PostgreSQL has left. The frozen ones are trimmed before: most of them
+//! have a few blocks that were written between two forks, and the space of a segment.
 //!
 //! Which files those are is a matter of cost only: whoever writes to a sealed
 //! file removes the seal first. One thing is a matter of truth: after a crash,
@@ -101,7 +102,7 @@ impl Store {
             for &host in hosts {
                 let candidate = !not_frozen.contains(&host) && !core.hosts.seals.has_host(host);
                 if candidate && frozen.insert(host) && self.is_wal(*layer, *file)? {
-                    sealed += u64::from(self.seal(&core.hosts.get(host))?);
+                    sealed += u64::from(self.seal(&core.hosts.get(host), true)?);
                 }
             }
         }
@@ -116,19 +117,22 @@ impl Store {
             let resting = top.host.is_at_rest(idle) && !core.hosts.seals.has_host(top.host.id);
             if resting && !is_newest && top.fork.is_wal(top.file) {
                 top.fork.record_places(top.file)?;
-                sealed += u64::from(self.seal(&top.host)?);
+                sealed += u64::from(self.seal(&top.host, false)?);
             }
         }
         Ok(sealed)
     }
 
-    fn seal(&self, host: &HostFile) -> Result<bool> {
+    /// A frozen file is nobody's to write any more.
+    fn seal(&self, host: &HostFile, frozen: bool) -> Result<bool> {
         if self.background.state.lock().stop {
             return Ok(false);
         }
         // A record refers to it: there is no use in a seal without a file.
         let is_recorded = || self.core.hosts.is_recorded(host.id);
-        match host.seal(&is_recorded) {
+        // The seal is of what is left.
+        let trimmed = if frozen { host.trim() } else { Ok(()) };
+        match trimmed.and_then(|()| host.seal(&is_recorded)) {
             // It went with the last record since the look.
             Err(_) if !is_recorded() => Ok(false),
             sealed => sealed,

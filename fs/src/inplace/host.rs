@@ -2,6 +2,7 @@
 //! and the spare ones that are filled with the pattern.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
@@ -444,19 +445,58 @@ impl HostFile {
         Ok(true)
     }
 
+    /// Gives back the space of the blocks that hold nothing but the pattern, of a file
+    /// that nobody writes to any more: no run has such a block, for it was never
+    /// written, and after a crash nobody looks for the pattern but in files that are
+    /// written to.
+    pub fn trim(&self) -> Result<()> {
+        let owner = self.owner.upgrade().ok_or(Error::Stale)?;
+        let before = self.last_write();
+        let mut bare: Vec<Range<u64>> = Vec::new();
+        self.each_part(|offset, part| {
+            for (block, page) in (0..).zip(part.chunks_exact(BLOCK_SIZE)) {
+                if !page.chunks_exact(SECTOR).all(|sector| owner.is_pattern(sector)) {
+                    continue;
+                }
+                let start = offset + block * BLOCK_BYTES;
+                match bare.last_mut() {
+                    Some(last) if last.end == start => last.end += BLOCK_BYTES,
+                    _ => bare.push(start..start + BLOCK_BYTES),
+                }
+            }
+        })?;
+        let _alone = self.gate.write();
+        if self.last_write() != before || owner.seals.has_host(self.id) {
+            return Ok(());
+        }
+        for range in bare {
+            let len = range.end - range.start;
+            self.unflushed.store(true, Ordering::SeqCst);
+            self.file()?.punch(range.start, len).map_err(|e| self.error("giving back space of", e))?;
+            owner.room.given_back.fetch_add(len, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     fn crcs(&self) -> Result<Vec<u32>> {
-        let blocks = self.file()?.len().map_err(|e| self.error("measuring", e))?.div_ceil(BLOCK_BYTES);
-        let mut crcs = Vec::with_capacity(blocks as usize);
+        let mut crcs = Vec::new();
+        self.each_part(|_, part| crcs.extend(seal::crcs_of(part)))?;
+        Ok(crcs)
+    }
+
+    /// Reads all of the file in parts of whole blocks; `see` gets the offset of each.
+    fn each_part(&self, mut see: impl FnMut(u64, &[u8])) -> Result<()> {
+        let blocks = self.len()?.div_ceil(BLOCK_BYTES);
         let mut buf = vec![0; 64 * BLOCK_SIZE];
         let mut at = 0;
         while at < blocks {
             let now = (blocks - at).min(64);
             let part = &mut buf[..now as usize * BLOCK_SIZE];
             self.read_unsealed(part, at * BLOCK_BYTES)?;
-            crcs.extend(seal::crcs_of(part));
+            see(at * BLOCK_BYTES, part);
             at += now;
         }
-        Ok(crcs)
+        Ok(())
     }
 
     /// Takes host space up to `end`, and counts it for a fork.
