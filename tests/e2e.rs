@@ -20,6 +20,7 @@ mod e2e {
     mod debian;
     mod disk_full;
     mod ephemeral;
+    mod expire;
     mod fork_load;
     mod hostile_dirs;
     mod lifecycle;

@@ -3,6 +3,8 @@
 // As a file of the fuzz targets, this one has no directory of its own.
 #[path = "args/branches.rs"]
 mod branches;
+#[path = "args/expire.rs"]
+mod expire;
 #[path = "args/pool.rs"]
 mod pool;
 #[path = "args/run.rs"]
@@ -20,6 +22,7 @@ use crate::error::Kind;
 pub use self::branches::{
     CheckpointMode, CheckpointOptions, Place, Promote, Protect, Rename, Reset, Snapshot, Snapshots, Tree,
 };
+pub use self::expire::{Expire, ExpiryOptions};
 pub use self::pool::PoolArgs;
 pub use self::run::Run;
 
@@ -91,6 +94,8 @@ pub enum Command {
     Rename(Rename),
     /// Protect a fork against rm, reset and rename
     Protect(Protect),
+    /// Have a fork removed when its time is over
+    Expire(Expire),
     /// Run psql on a fork
     Psql(Psql),
     /// Print a fork's connection strings
@@ -300,6 +305,7 @@ pub struct Restart {
 Examples:
   pgcowfs fork main pr42
   pgcowfs fork main pr42 --start
+  pgcowfs fork main pr42 --idle 7d                removed when nobody was connected to it for a week
   pgcowfs fork main test --ephemeral --start      for a test run: faster, and gone when the daemon ends
   pgcowfs fork main@seeded pr42                   main as it was when that snapshot was made
   pgcowfs fork main pr42 --checkpoint always      shortest recovery in the fork
@@ -319,6 +325,9 @@ pub struct Fork {
     /// Make nothing of it durable: fsync returns at once, and the fork ends with the daemon
     #[arg(long)]
     pub ephemeral: bool,
+    /// When it is removed.
+    #[command(flatten)]
+    pub expiry: ExpiryOptions,
     /// Start the new fork, too
     #[arg(long)]
     pub start: bool,

@@ -4,6 +4,7 @@
 
 mod branches;
 pub mod clients;
+mod keeper;
 mod leases;
 pub mod logger;
 pub mod mounts;
@@ -327,6 +328,8 @@ impl Daemon {
         });
         let daemon = self.clone();
         std::thread::spawn(move || daemon.keep_pools());
+        let daemon = self.clone();
+        std::thread::spawn(move || daemon.keep_time());
         let daemon = self.clone();
         std::thread::spawn(move || {
             let places = Places::new(FileBudget::of_process().clients);

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::StorePaths;
 use crate::error::Error;
-use crate::meta::{ForkMeta, Origin, Pool, Protection};
+use crate::meta::{Expiry, ForkMeta, Origin, Pool, Protection};
 
 /// Goes up with every incompatible change. `hello` and `shutdown` stay as they
 /// are for ever, so that a new program can end an old daemon.
@@ -99,6 +99,13 @@ pub enum Request {
         fork: String,
         /// What to set; null: none.
         protection: Option<Protection>,
+    },
+    /// Sets or lifts the end of a fork's time. -> [`ForkRow`]
+    SetExpiry {
+        /// The fork.
+        fork: String,
+        /// What to set; null: none.
+        expiry: Option<Expiry>,
     },
     /// Refuses what [`Request::Reset`] would refuse, whether or not the fork's server
     /// runs. -> null
@@ -363,6 +370,9 @@ pub struct ForkSpec {
     /// and the fork removed.
     #[serde(default)]
     pub leased: bool,
+    /// When it is removed by itself.
+    #[serde(default)]
+    pub expiry: Option<Expiry>,
 }
 
 /// A fork to put back.

@@ -2,6 +2,7 @@
 //! (field names are part of the interface, see `docs/CLI.md`) or for people.
 
 mod branches;
+mod expire;
 mod pool;
 mod run;
 mod tree;
@@ -20,6 +21,8 @@ pub use self::branches::{
     PromoteReport, ProtectReport, RenameReport, ResetReport, SnapshotEntry, SnapshotReport, SnapshotsReport,
 };
 
+pub use self::expire::ExpireReport;
+use self::expire::expiry_remarks;
 pub use self::pool::PoolsReport;
 use self::pool::pools_text;
 pub use self::run::RunReport;
@@ -78,6 +81,10 @@ pub struct ForkReport {
     pub ephemeral: bool,
     /// Whether it waits in a pool.
     pub pooled: bool,
+    /// When it is removed by itself; null: at no certain time.
+    pub expires_at: Option<String>,
+    /// After how many seconds without a session it is removed; null: never.
+    pub idle_s: Option<u64>,
     /// Whether rm, reset and rename refuse it.
     pub protected: bool,
     /// When that ends; null: when it is lifted.
@@ -121,6 +128,8 @@ impl ForkReport {
             depth: row.depth,
             ephemeral: row.ephemeral,
             pooled: row.pooled,
+            expires_at: row.meta.upkeep.expiry.as_ref().and_then(|expiry| expiry.at.clone()),
+            idle_s: row.meta.upkeep.expiry.as_ref().and_then(|expiry| expiry.idle_s),
             protected: row.meta.protection().is_some(),
             protected_until: row.meta.protection().and_then(|protection| protection.until.clone()),
             base: row.base.clone(),
@@ -140,6 +149,7 @@ impl ForkReport {
         if self.pooled {
             remarks.push("in a pool".to_string());
         }
+        remarks.extend(expiry_remarks(self.expires_at.as_deref(), self.idle_s));
         if self.protected {
             remarks.push("protected".to_string());
         }
@@ -204,6 +214,10 @@ impl Report for ForkReport {
         }
         if self.ephemeral {
             rows.push(("ephemeral", Cell::plain("ends with the daemon, and makes nothing durable")));
+        }
+        let expiry = expiry_remarks(self.expires_at.as_deref(), self.idle_s);
+        if !expiry.is_empty() {
+            rows.push(("end", Cell::plain(expiry.join(", "))));
         }
         if self.protected {
             rows.push((

@@ -244,6 +244,14 @@ pub fn age_text(time: &str) -> String {
     }
 }
 
+/// How long it is until an RFC 3339 time.
+pub fn left_text(time: &str) -> String {
+    let Ok(then) = time.parse::<jiff::Timestamp>() else { return "-".into() };
+    // It may be over, and its consequences on their way.
+    let left = Duration::try_from(then.duration_since(jiff::Timestamp::now())).unwrap_or_default();
+    duration_text(Duration::from_secs(left.as_secs()))
+}
+
 /// Columns under headings; `right` says which are numbers. A cell may carry a
 /// colour, which does not count for the width.
 pub fn table(head: &[&str], right: &[bool], rows: &[Vec<Cell>]) -> String {

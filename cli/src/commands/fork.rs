@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use super::checkpoint::checkpoint;
+use super::expire::expiry;
 use super::{Context, ms, start};
 use crate::args::{CheckpointMode, CheckpointOptions, Fork, Place};
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
 use crate::launch;
+use crate::meta::Expiry;
 use crate::postgres::cluster;
 use crate::protocol::{ForkRow, ForkSpec, Forked, Request};
 use crate::report::ForkedReport;
@@ -32,6 +34,8 @@ pub struct Wanted<'a> {
     pub ephemeral: bool,
     /// Whether it ends with this program.
     pub leased: bool,
+    /// When it is removed by itself.
+    pub expiry: Option<Expiry>,
 }
 
 /// Forks a cluster.
@@ -51,6 +55,7 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
         quota: args.server.quota,
         ephemeral: args.ephemeral,
         leased: false,
+        expiry: expiry(&args.expiry, None)?,
     };
     let forked = fork(context, &mut client, wanted)?;
     let started = match args.start {
@@ -121,6 +126,7 @@ pub fn fork(context: &Context, client: &mut Client, wanted: Wanted) -> Result<Fo
         quota: wanted.quota,
         ephemeral: wanted.ephemeral,
         leased: wanted.leased,
+        expiry: wanted.expiry,
     }))?;
     for warning in &forked.warnings {
         context.ui.warn(warning);

@@ -4,6 +4,7 @@
 mod check;
 mod checkpoint;
 mod create;
+mod expire;
 mod fork;
 mod gc;
 mod init;
@@ -77,6 +78,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Promote(args) => promote::promote(&context, args),
         Command::Rename(args) => promote::rename(&context, args),
         Command::Protect(args) => promote::protect(&context, args),
+        Command::Expire(args) => expire::run(&context, args),
         Command::Psql(args) => psql::run(&context, args),
         Command::Url(args) => url::run(&context, args),
         Command::List(_) => list::run(&context),

@@ -104,6 +104,7 @@ fn ready(context: &Context, client: &mut Client, args: &Run) -> Result<(Vec<Fork
             quota: None,
             ephemeral: !args.durable,
             leased: true,
+            expiry: None,
         };
         rows.push(fork::fork(context, client, wanted)?.row);
     }

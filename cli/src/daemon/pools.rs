@@ -239,6 +239,7 @@ impl Daemon {
             quota: None,
             ephemeral: true,
             leased: false,
+            expiry: None,
         })?;
         let ui = Ui::new(false, true);
         if let Err(error) = launch::launch(&self.paths, &ui, &forked.row, &launch::default_options()) {

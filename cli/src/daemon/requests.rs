@@ -183,6 +183,7 @@ impl Daemon {
             Request::Promote { fork } => reply(self.promote(&fork)),
             Request::Rename { fork, to } => reply(self.rename(&fork, &to)),
             Request::Protect { fork, protection } => reply(self.set_protection(&fork, protection)),
+            Request::SetExpiry { fork, expiry } => reply(self.set_expiry(&fork, expiry)),
             Request::CheckReset(spec) => reply(self.check_reset(&spec).map(|_| ())),
             Request::Reset(spec) => reply(self.reset(&spec)),
             Request::Snapshot { fork, label } => reply(self.snapshot(&fork, label.as_deref())),
@@ -453,7 +454,7 @@ impl Daemon {
         meta.keep_identity = spec.keep_identity;
         meta.settings = spec.settings.clone();
         meta.protection = None;
-        meta.upkeep = Upkeep::default();
+        meta.upkeep = Upkeep { expiry: spec.expiry.clone(), ..Upkeep::default() };
         self.place(&spec.child, spec.port, &mut meta)?;
         let result = self.fork_as(spec, &meta);
         if result.is_err() {
@@ -486,6 +487,7 @@ impl Daemon {
         let row = self.info(fork)?;
         if protection.is_some() {
             super::branches::refuse_ephemeral(&row, "nothing protects it from going")?;
+            super::keeper::refuse_expiring(&row)?;
         }
         let mut meta = row.meta;
         log::info!("the protection of {fork} is {protection:?}");

@@ -10,6 +10,9 @@ pub struct Upkeep {
     /// Forks of it that are kept ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
+    /// When it is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiry: Option<Expiry>,
 }
 
 /// Started forks that are kept ready.
@@ -19,6 +22,15 @@ pub struct Pool {
     pub size: u16,
     /// For how long one may be handed out although its parent has changed since.
     pub max_age_s: u64,
+}
+
+/// When a fork is removed by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expiry {
+    /// At that time, RFC 3339.
+    pub at: Option<String>,
+    /// When nobody has been connected to it for so many seconds.
+    pub idle_s: Option<u64>,
 }
 
 impl Pool {

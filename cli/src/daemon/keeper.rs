@@ -1,0 +1,169 @@
+//! What the daemon does by the clock: it ends forks that have had their time.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use pgcowfs::ForkId;
+
+use super::{Daemon, requests};
+use crate::error::{Error, Kind, Result};
+use crate::meta::{Expiry, ForkMeta};
+use crate::postgres::connect::{self, Address};
+use crate::postgres::user::OsUser;
+use crate::protocol::ForkRow;
+use crate::ui::duration_text;
+
+/// How often the clock is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// So long before its end the log has a warning about a fork, if it lives that long.
+const WARN_BEFORE: Duration = Duration::from_secs(60);
+
+/// After a failure nothing is tried for that long.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// Who is connected is asked so many times within the time that nobody may be.
+const LOOKS_WITHIN: u32 = 20;
+const SESSIONS_EVERY_MAX: Duration = Duration::from_secs(30);
+
+/// What the clock has seen of a fork.
+struct Seen {
+    /// When somebody used it last, as far as that was looked at.
+    used: Instant,
+    looked: Instant,
+    warned: bool,
+    not_before: Option<Instant>,
+}
+
+/// How long a fork has still to live, and why no longer.
+struct Left {
+    time: Duration,
+    why: String,
+}
+
+impl Daemon {
+    /// Looks at the clock until the daemon ends.
+    pub(super) fn keep_time(&self) {
+        let mut seen: BTreeMap<ForkId, Seen> = BTreeMap::new();
+        loop {
+            std::thread::sleep(LOOK_INTERVAL);
+            let closed = self.closed.read();
+            if *closed || self.ending.load(Ordering::SeqCst) {
+                return;
+            }
+            let entries = self.store.entries();
+            seen.retain(|id, _| entries.iter().any(|entry| entry.id == *id));
+            for entry in entries {
+                // What cannot be understood here has been told of at the start.
+                let Ok(meta) = ForkMeta::decode(&entry.name, &entry.meta) else { continue };
+                let Some(expiry) = &meta.upkeep.expiry else { continue };
+                let now = Instant::now();
+                let seen = seen.entry(entry.id).or_insert(Seen {
+                    used: now,
+                    looked: now,
+                    warned: false,
+                    not_before: None,
+                });
+                if seen.not_before.is_none_or(|time| now >= time) {
+                    self.expire(&entry.name, &meta, expiry, seen);
+                }
+            }
+        }
+    }
+
+    /// Ends a fork if its time has come, and tells of it before.
+    fn expire(&self, fork: &str, meta: &ForkMeta, expiry: &Expiry, seen: &mut Seen) {
+        let of_idle = expiry.idle_s.map(|idle| {
+            let idle = Duration::from_secs(idle);
+            if seen.looked.elapsed() >= (idle / LOOKS_WITHIN).min(SESSIONS_EVERY_MAX) {
+                seen.looked = Instant::now();
+                if self.is_used(fork, meta) {
+                    seen.used = seen.looked;
+                }
+            }
+            let why = format!("nobody has been connected to it for {}", duration_text(idle));
+            Left { time: idle.saturating_sub(seen.used.elapsed()), why }
+        });
+        let of_ttl = expiry.left().map(|time| Left { time, why: "its time is over".into() });
+        let Some(left) = of_idle.into_iter().chain(of_ttl).min_by_key(|left| left.time) else { return };
+        // Not before the log has told of it, also where its time was over when this began.
+        if left.time.is_zero() && seen.warned {
+            log::warn!("removing {fork}: {}", left.why);
+            if let Err(error) = self.end_fork(fork) {
+                log::error!("{fork}, whose time is over, is still there: {error}");
+                seen.not_before = Some(Instant::now() + RETRY);
+            }
+        } else if left.time > WARN_BEFORE {
+            // It was used again, or given more time.
+            seen.warned = false;
+        } else if !seen.warned {
+            seen.warned = true;
+            log::warn!(
+                "{fork} will be removed in {}, unless that changes",
+                duration_text(left.time.max(LOOK_INTERVAL))
+            );
+        }
+    }
+
+    /// Whether somebody is connected to a fork's server. One that does not answer may
+    /// be starting.
+    fn is_used(&self, fork: &str, meta: &ForkMeta) -> bool {
+        if requests::state(&self.store, &self.mountpoint, fork).pid().is_none() {
+            return false;
+        }
+        let sessions = OsUser::numbered(meta.uid).and_then(|user| {
+            connect::sessions(&Address {
+                socket_dir: &meta.socket_dir,
+                port: meta.port,
+                role: &meta.superuser,
+                password: meta.password.as_deref(),
+                user: &user,
+            })
+        });
+        match sessions {
+            Ok(sessions) => !sessions.is_empty(),
+            Err(error) => {
+                log::info!("cannot tell whether somebody is connected to {fork}: {error}");
+                true
+            }
+        }
+    }
+
+    /// Sets or lifts the end of a fork's time.
+    pub(super) fn set_expiry(&self, fork: &str, expiry: Option<Expiry>) -> Result<ForkRow> {
+        let _changes = self.changes.lock();
+        let mut meta = self.info(fork)?.meta;
+        if let (Some(_), Some(protection)) = (&expiry, meta.protection()) {
+            let until = protection.until.as_ref().map_or(String::new(), |until| format!(" until {until}"));
+            return Err(Error::new(Kind::State, format!("fork {fork:?} is protected{until}"))
+                .cause("it cannot be both protected and removed when its time is over")
+                .hint(format!("if that is meant, lift the protection first: pgcowfs protect {fork} --off")));
+        }
+        log::info!("the end of {fork} is {expiry:?}");
+        meta.upkeep.expiry = expiry;
+        self.store.set_meta(fork, &meta.encode()?)?;
+        self.info(fork)
+    }
+}
+
+/// Refuses to protect a fork that is to be removed.
+pub(super) fn refuse_expiring(row: &ForkRow) -> Result<()> {
+    let name = &row.name;
+    match row.meta.upkeep.expiry {
+        None => Ok(()),
+        Some(_) => Err(Error::new(Kind::State, format!("fork {name:?} is removed when its time is over"))
+            .cause("it cannot be protected as well")
+            .hint(format!("give it time without end first: pgcowfs expire {name} --off"))),
+    }
+}
+
+impl Expiry {
+    /// How long there is still until its end, if that is a time.
+    fn left(&self) -> Option<Duration> {
+        let at = self.at.as_ref()?.parse::<Timestamp>().ok()?;
+        // Negative when it is over.
+        Some(Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default())
+    }
+}
