@@ -28,6 +28,7 @@ mod e2e {
     mod oracle_controls;
     mod pool;
     mod run;
+    mod schedule;
     mod security;
     mod snapshots;
     mod space;

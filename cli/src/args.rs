@@ -9,6 +9,8 @@ mod expire;
 mod pool;
 #[path = "args/run.rs"]
 mod run;
+#[path = "args/schedule.rs"]
+mod schedule;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +27,7 @@ pub use self::branches::{
 pub use self::expire::{Expire, ExpiryOptions};
 pub use self::pool::PoolArgs;
 pub use self::run::Run;
+pub use self::schedule::ScheduleArgs;
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -86,6 +89,8 @@ pub enum Command {
     Snapshot(Snapshot),
     /// List snapshots
     Snapshots(Snapshots),
+    /// Have snapshots made by the clock
+    Schedule(ScheduleArgs),
     /// Put a fork back to what it was made from, to its parent's newest state, or to a snapshot
     Reset(Reset),
     /// Make a fork a root of its own
@@ -308,6 +313,7 @@ Examples:
   pgcowfs fork main pr42 --idle 7d                removed when nobody was connected to it for a week
   pgcowfs fork main test --ephemeral --start      for a test run: faster, and gone when the daemon ends
   pgcowfs fork main@seeded pr42                   main as it was when that snapshot was made
+  pgcowfs fork main@'10 minutes ago' oops         main's newest snapshot that is as old as that
   pgcowfs fork main pr42 --checkpoint always      shortest recovery in the fork
   pgcowfs fork main pr42 --json                   with fork_ms and stall_ms
 

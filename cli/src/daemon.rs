@@ -11,6 +11,7 @@ pub mod mounts;
 mod pools;
 pub mod ports;
 pub mod requests;
+mod schedules;
 pub mod sockets;
 
 use std::collections::BTreeMap;

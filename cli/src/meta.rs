@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 
-pub use self::upkeep::{Expiry, Pool, Upkeep};
+pub use self::upkeep::{Expiry, Pool, Schedule, Upkeep};
 
 /// How a fork came to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::StorePaths;
 use crate::error::Error;
-use crate::meta::{Expiry, ForkMeta, Origin, Pool, Protection};
+use crate::meta::{Expiry, ForkMeta, Origin, Pool, Protection, Schedule};
 
 /// Goes up with every incompatible change. `hello` and `shutdown` stay as they
 /// are for ever, so that a new program can end an old daemon.
@@ -130,6 +130,18 @@ pub enum Request {
         fork: String,
         /// The label.
         label: String,
+    },
+    /// Schedules of snapshots. -> `Vec<ScheduleRow>`
+    Schedules {
+        /// Only that fork's; null: all.
+        fork: Option<String>,
+    },
+    /// Sets or ends a fork's schedule. -> `Vec<ScheduleRow>`, of that fork
+    SetSchedule {
+        /// The fork.
+        fork: String,
+        /// What to set; null: none.
+        schedule: Option<Schedule>,
     },
     /// Makes everything in the fork durable. -> null
     Sync {
@@ -290,6 +302,21 @@ pub struct ForkRow {
     pub meta: ForkMeta,
     /// Its postmaster.pid, if it has one.
     pub pid_file: Option<String>,
+}
+
+/// Snapshots that are made by the clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleRow {
+    /// Of which fork.
+    pub fork: String,
+    /// How often, in seconds.
+    pub every_s: u64,
+    /// How many are kept.
+    pub keep: u32,
+    /// How many there are.
+    pub snapshots: usize,
+    /// When the newest was made, RFC 3339.
+    pub last_at: Option<String>,
 }
 
 /// Forks that are kept ready.

@@ -5,6 +5,7 @@ mod branches;
 mod expire;
 mod pool;
 mod run;
+mod schedule;
 mod tree;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use self::expire::expiry_remarks;
 pub use self::pool::PoolsReport;
 use self::pool::pools_text;
 pub use self::run::RunReport;
+pub use self::schedule::SchedulesReport;
 pub use self::tree::{TreeNode, TreeReport};
 
 /// A command's result.

@@ -14,7 +14,7 @@ use super::target::{Bytes, Target};
 use crate::config::{KeepFree, MapMemory, StoreConfig};
 use crate::daemon::clients::read_request;
 use crate::daemon::ports::PortRange;
-use crate::meta::{Expiry, ForkMeta, Origin, Pool, Secret, Upkeep};
+use crate::meta::{Expiry, ForkMeta, Origin, Pool, Schedule, Secret, Upkeep};
 use crate::postgres::cluster::Control;
 use crate::postgres::pid_file;
 use crate::protocol::*;
@@ -104,6 +104,7 @@ fn requests() -> Vec<Vec<u8>> {
         upkeep: Upkeep {
             pool: Some(Pool { size: 2, max_age_s: 60 }),
             expiry: Some(Expiry { at: Some("2026-01-02T03:04:05Z".into()), idle_s: Some(60) }),
+            schedule: Some(Schedule { every_s: 3600, keep: 24 }),
         },
     };
     let settings = vec![("work_mem".to_string(), "5MB".to_string())];

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::checkpoint::checkpoint;
 use super::expire::expiry;
 use super::{Context, ms, start};
@@ -11,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::launch;
 use crate::meta::Expiry;
 use crate::postgres::cluster;
-use crate::protocol::{ForkRow, ForkSpec, Forked, Request};
+use crate::protocol::{ForkRow, ForkSpec, Forked, Request, SnapshotRow};
 use crate::report::ForkedReport;
 
 /// A fork to make.
@@ -42,11 +44,12 @@ pub struct Wanted<'a> {
 pub fn run(context: &Context, args: &Fork) -> Result<()> {
     pgcowfs::check_fork_name(&args.child)?;
     let mut client = context.client()?;
-    let parent = check_parent(&mut client, &args.parent, &args.checkpoint)?;
+    let place = at_time(&mut client, &args.parent)?;
+    let parent = check_parent(&mut client, &place, &args.checkpoint)?;
     refuse_taken(&mut client, &args.child)?;
-    let checkpoint = checkpoint_first(context, &args.parent, &parent, &args.checkpoint)?;
+    let checkpoint = checkpoint_first(context, &place, &parent, &args.checkpoint)?;
     let wanted = Wanted {
-        parent: &args.parent,
+        parent: &place,
         child: args.child.clone(),
         port: args.server.port,
         listen: args.server.listen.clone(),
@@ -65,7 +68,7 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
     let row = if args.start { client.info(&args.child)? } else { forked.row };
     context.ui.print(&ForkedReport {
         fork: context.report(&row),
-        snapshot: args.parent.label.clone(),
+        snapshot: place.label.clone(),
         fork_ms: forked.fork_ms,
         stall_ms: forked.stall_ms,
         checkpoint_ms: checkpoint.map(ms),
@@ -73,6 +76,43 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
         start_ms: started.map(ms),
         warnings: forked.warnings,
     })
+}
+
+/// A place whose label is a time ago, such as `10 minutes ago`, is the newest snapshot
+/// that is as old as that.
+pub fn at_time(client: &mut Client, place: &Place) -> Result<Place> {
+    let Some(label) = place.label.as_ref().filter(|label| label.ends_with(" ago")) else {
+        return Ok(place.clone());
+    };
+    let Some(then) = time_ago(label) else {
+        return Err(Error::new(Kind::Usage, format!("{label:?} is neither a label nor a time ago"))
+            .hint("say how long ago, such as '10 minutes ago', '2h ago' or '1 day 2 hours ago'"));
+    };
+    let fork = &place.fork;
+    let there: Vec<SnapshotRow> = client.call(&Request::Snapshots { fork: Some(fork.clone()) })?;
+    let is_older = |row: &&SnapshotRow| row.created_at.parse::<Timestamp>().is_ok_and(|made| made <= then);
+    match there.iter().rfind(is_older) {
+        Some(row) => Ok(Place { fork: fork.clone(), label: Some(row.label.clone()) }),
+        None => {
+            let error = Error::new(Kind::NotFound, format!("fork {fork:?} has no snapshot from {label}"));
+            Err(match there.first() {
+                Some(oldest) => error.cause(format!("the oldest was made at {}", oldest.created_at)).hint(
+                    format!("take that one: {fork}@{}; or see `pgcowfs snapshots {fork}`", oldest.label),
+                ),
+                None => error.hint(format!(
+                    "it has none; have some made: pgcowfs schedule {fork} --every 1h --keep 24"
+                )),
+            })
+        }
+    }
+}
+
+/// The time that `10 minutes ago` is.
+fn time_ago(text: &str) -> Option<Timestamp> {
+    let span: jiff::Span = text.parse().ok()?;
+    let time = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok()?;
+    // With "ago" it is a negative one.
+    if time.is_positive() { None } else { Timestamp::now().checked_add(time).ok() }
 }
 
 /// What is to be forked, unless it cannot be.
@@ -132,4 +172,22 @@ pub fn fork(context: &Context, client: &mut Client, wanted: Wanted) -> Result<Fo
         context.ui.warn(warning);
     }
     Ok(forked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_ago() {
+        for text in ["10 minutes ago", "2h ago", "1 day 2 hours ago", "0s ago"] {
+            assert!(time_ago(text).is_some_and(|then| then <= Timestamp::now()), "{text}");
+        }
+        for text in ["a while ago", " ago", "10 minutes", "-2h", "yesterday"] {
+            assert!(
+                time_ago(text).is_none_or(|then| !text.ends_with(" ago") || then > Timestamp::now()),
+                "{text}"
+            );
+        }
+    }
 }

@@ -18,6 +18,7 @@ mod relay;
 mod reset;
 mod rm;
 mod run;
+mod schedule;
 mod show;
 mod snapshot;
 mod start;
@@ -79,6 +80,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Rename(args) => promote::rename(&context, args),
         Command::Protect(args) => promote::protect(&context, args),
         Command::Expire(args) => expire::run(&context, args),
+        Command::Schedule(args) => schedule::run(&context, args),
         Command::Psql(args) => psql::run(&context, args),
         Command::Url(args) => url::run(&context, args),
         Command::List(_) => list::run(&context),

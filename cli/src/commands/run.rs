@@ -88,14 +88,15 @@ fn ready(context: &Context, client: &mut Client, args: &Run) -> Result<(Vec<Fork
     for name in &names {
         pgcowfs::check_fork_name(name)?;
     }
-    let parent = fork::check_parent(client, &args.parent, &args.checkpoint)?;
+    let place = fork::at_time(client, &args.parent)?;
+    let parent = fork::check_parent(client, &place, &args.checkpoint)?;
     for name in &names {
         fork::refuse_taken(client, name)?;
     }
-    fork::checkpoint_first(context, &args.parent, &parent, &args.checkpoint)?;
+    fork::checkpoint_first(context, &place, &parent, &args.checkpoint)?;
     for child in names {
         let wanted = Wanted {
-            parent: &args.parent,
+            parent: &place,
             child,
             port: None,
             listen: parent.meta.listen.clone(),

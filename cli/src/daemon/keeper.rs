@@ -1,4 +1,5 @@
-//! What the daemon does by the clock: it ends forks that have had their time.
+//! What the daemon does by the clock: it ends forks that have had their time, and
+//! makes the snapshots that are due.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -58,7 +59,10 @@ impl Daemon {
             for entry in entries {
                 // What cannot be understood here has been told of at the start.
                 let Ok(meta) = ForkMeta::decode(&entry.name, &entry.meta) else { continue };
-                let Some(expiry) = &meta.upkeep.expiry else { continue };
+                let (expiry, schedule) = (&meta.upkeep.expiry, &meta.upkeep.schedule);
+                if expiry.is_none() && schedule.is_none() {
+                    continue;
+                }
                 let now = Instant::now();
                 let seen = seen.entry(entry.id).or_insert(Seen {
                     used: now,
@@ -66,15 +70,26 @@ impl Daemon {
                     warned: false,
                     not_before: None,
                 });
-                if seen.not_before.is_none_or(|time| now >= time) {
-                    self.expire(&entry.name, &meta, expiry, seen);
+                if seen.not_before.is_some_and(|time| now < time) {
+                    continue;
                 }
+                let done = match (expiry, schedule) {
+                    (Some(expiry), _) if self.has_expired(&entry.name, &meta, expiry, seen) => {
+                        self.end_fork(&entry.name)
+                    }
+                    (_, Some(schedule)) => self.follow_schedule(&entry.name, schedule),
+                    _ => Ok(()),
+                };
+                seen.not_before = done.err().map(|error| {
+                    log::error!("{}: what its settings want is not done: {error}", entry.name);
+                    now + RETRY
+                });
             }
         }
     }
 
-    /// Ends a fork if its time has come, and tells of it before.
-    fn expire(&self, fork: &str, meta: &ForkMeta, expiry: &Expiry, seen: &mut Seen) {
+    /// Whether a fork's time is over; the log tells of it before.
+    fn has_expired(&self, fork: &str, meta: &ForkMeta, expiry: &Expiry, seen: &mut Seen) -> bool {
         let of_idle = expiry.idle_s.map(|idle| {
             let idle = Duration::from_secs(idle);
             if seen.looked.elapsed() >= (idle / LOOKS_WITHIN).min(SESSIONS_EVERY_MAX) {
@@ -87,15 +102,13 @@ impl Daemon {
             Left { time: idle.saturating_sub(seen.used.elapsed()), why }
         });
         let of_ttl = expiry.left().map(|time| Left { time, why: "its time is over".into() });
-        let Some(left) = of_idle.into_iter().chain(of_ttl).min_by_key(|left| left.time) else { return };
+        let Some(left) = of_idle.into_iter().chain(of_ttl).min_by_key(|left| left.time) else { return false };
         // Not before the log has told of it, also where its time was over when this began.
         if left.time.is_zero() && seen.warned {
             log::warn!("removing {fork}: {}", left.why);
-            if let Err(error) = self.end_fork(fork) {
-                log::error!("{fork}, whose time is over, is still there: {error}");
-                seen.not_before = Some(Instant::now() + RETRY);
-            }
-        } else if left.time > WARN_BEFORE {
+            return true;
+        }
+        if left.time > WARN_BEFORE {
             // It was used again, or given more time.
             seen.warned = false;
         } else if !seen.warned {
@@ -105,6 +118,7 @@ impl Daemon {
                 duration_text(left.time.max(LOOK_INTERVAL))
             );
         }
+        false
     }
 
     /// Whether somebody is connected to a fork's server. One that does not answer may

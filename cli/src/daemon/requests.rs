@@ -188,6 +188,8 @@ impl Daemon {
             Request::Reset(spec) => reply(self.reset(&spec)),
             Request::Snapshot { fork, label } => reply(self.snapshot(&fork, label.as_deref())),
             Request::Snapshots { fork } => reply(self.snapshots(fork.as_deref())),
+            Request::Schedules { fork } => reply(self.schedule_rows(fork.as_deref())),
+            Request::SetSchedule { fork, schedule } => reply(self.set_schedule(&fork, schedule)),
             Request::RemoveSnapshot { fork, label } => reply(self.remove_snapshot(&fork, &label)),
             Request::Sync { fork } => reply(self.sync(&fork)),
             Request::SetPort { fork, port } => reply(self.set_port(&fork, port)),

@@ -13,6 +13,9 @@ pub struct Upkeep {
     /// When it is removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expiry: Option<Expiry>,
+    /// Snapshots that are made by the clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
 }
 
 /// Started forks that are kept ready.
@@ -31,6 +34,15 @@ pub struct Expiry {
     pub at: Option<String>,
     /// When nobody has been connected to it for so many seconds.
     pub idle_s: Option<u64>,
+}
+
+/// Snapshots that are made by the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// How often, in seconds.
+    pub every_s: u64,
+    /// How many are kept.
+    pub keep: u32,
 }
 
 impl Pool {
