@@ -43,7 +43,7 @@ pub enum Request {
         layout: bool,
     },
     /// Makes an incomplete root fork. -> [`Created`]
-    Create(CreateSpec),
+    Create(Box<CreateSpec>),
     /// Makes it complete and durable. -> [`ForkRow`]
     Publish {
         /// The fork.

@@ -127,7 +127,7 @@ fn requests() -> Vec<Vec<u8>> {
         Request::Status,
         Request::List,
         Request::Info { fork: fork(), layout: true },
-        Request::Create(CreateSpec { fork: fork(), meta, port: Some(6001), quota: None }),
+        Request::Create(Box::new(CreateSpec { fork: fork(), meta, port: Some(6001), quota: None })),
         Request::Publish { fork: fork() },
         Request::Fork(spec),
         Request::Remove { fork: fork() },
@@ -137,6 +137,10 @@ fn requests() -> Vec<Vec<u8>> {
         Request::Inspect(inspect),
         Request::Restore { fork: fork(), path: "base/5/1".into(), block: 7 },
         Request::Shutdown { force: true },
+        Request::Take { parent: fork() },
+        Request::SetPool { fork: fork(), pool: None },
+        Request::SetExpiry { fork: fork(), expiry: Some(Expiry { at: None, idle_s: Some(5) }) },
+        Request::SetSchedule { fork: fork(), schedule: Some(Schedule { every_s: 1, keep: 2 }) },
     ];
     all.iter().map(|request| (survives(request) + "\n").into_bytes()).collect()
 }

@@ -40,7 +40,7 @@ pub fn run(context: &Context, args: &Create) -> Result<()> {
         port: args.server.port,
         quota: args.server.quota,
     };
-    let created: Created = client.call(&Request::Create(spec))?;
+    let created: Created = client.call(&Request::Create(Box::new(spec)))?;
     let result = fill(context, args, &source, &user, &created);
     let (warnings, row) = match result.and_then(|warnings| Ok((warnings, publish(&mut client, &args.name)?)))
     {
