@@ -2,6 +2,7 @@
 //! requests on the control socket. Ends on SIGTERM, SIGINT, `umount`, or when
 //! somebody unmounts it from outside; always with everything durable.
 
+mod addresses;
 mod branches;
 pub mod clients;
 mod keeper;
@@ -168,13 +169,13 @@ fn begin_on_store(
     store: &Arc<Store>,
     lock: Flock<File>,
 ) -> Result<Begun> {
-    mounts::clean_up(&mountpoint, &requests::socket_locks(store))?;
+    mounts::clean_up(&mountpoint, &addresses::socket_locks(store))?;
     mounts::prepare(&mountpoint)?;
     own_dir(&paths.run(), passage_mode())?;
     own_dir(&paths.logs(), passage_mode())?;
     let mountpoint = mountpoint.canonicalize().at("resolve", &mountpoint)?;
-    requests::sweep(paths, store);
-    requests::refresh(paths, store, &mountpoint);
+    addresses::sweep(paths, store);
+    addresses::refresh(paths, store, &mountpoint);
     let mount = Mount::start(store.clone(), &mountpoint, &MountOptions::default())
         .map_err(|e| Error::from(e).within(format!("cannot mount at {}", mountpoint.display())))?;
     let (sender, events) = mpsc::channel();
