@@ -32,4 +32,5 @@ mod e2e {
     mod security;
     mod snapshots;
     mod space;
+    mod stats;
 }

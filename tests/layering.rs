@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the library in the order of the table. A module may use those
 /// before it.
-const ORDER: [&str; 12] =
-    ["error", "ids", "attr", "block", "class", "device", "map", "delta", "base", "seal", "inplace", "layer"];
+const ORDER: [&str; 13] = [
+    "error", "ids", "attr", "block", "class", "stats", "device", "map", "delta", "base", "seal", "inplace",
+    "layer",
+];
 const LAST: [&str; 3] = ["check", "forks", "mount"];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -80,7 +80,8 @@ impl Mounted {
 
     /// How many requests of a kind have been served.
     fn count(&self, kind: &str) -> u64 {
-        let counts = self.mount().requests();
+        let stats = self.store.stats();
+        let counts = [stats.requests(), stats.amounts.snapshot()].concat();
         counts.iter().find(|(name, _)| *name == kind).unwrap_or_else(|| panic!("no kind {kind}")).1
     }
 

@@ -11,6 +11,8 @@ mod pool;
 mod run;
 #[path = "args/schedule.rs"]
 mod schedule;
+#[path = "args/seeing.rs"]
+mod seeing;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,6 +30,7 @@ pub use self::expire::{Expire, ExpiryOptions};
 pub use self::pool::PoolArgs;
 pub use self::run::Run;
 pub use self::schedule::ScheduleArgs;
+pub use self::seeing::Stats;
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -125,6 +128,8 @@ pub enum Command {
     Umount(Umount),
     /// Show the state of the store and its daemon
     Status(Status),
+    /// Show what the daemon has counted: requests, how long they took, bytes
+    Stats(Stats),
     /// Give the space that nothing needs back to the disk
     Gc(Gc),
     /// Check that the store's records fit together
@@ -721,6 +726,9 @@ mod tests {
             "pgcowfs quota a none",
             "pgcowfs init --keep-free 10%",
             "pgcowfs init --keep-free 5GB",
+            "pgcowfs stats",
+            "pgcowfs stats a --watch 0.5 --json",
+            "pgcowfs stats --prometheus",
             "pgcowfs gc",
             "pgcowfs gc --wait --json",
             "pgcowfs check --repair --json",
@@ -747,6 +755,7 @@ mod tests {
             "pgcowfs fork a b --quota 1MB",
             "pgcowfs quota a lots",
             "pgcowfs init --keep-free 100%",
+            "pgcowfs stats --prometheus --json",
             "pgcowfs init --keep-free 1%2",
             "pgcowfs scrub --seal",
             "pgcowfs scrub a --restore base/5/1",

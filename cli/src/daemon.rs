@@ -14,6 +14,7 @@ pub mod ports;
 pub mod requests;
 mod schedules;
 pub mod sockets;
+mod stats;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -8,6 +8,10 @@
 //! published: if the connection ends before, the daemon removes it. So a
 //! client that is interrupted or killed leaves nothing behind.
 
+// As a file of the fuzz targets, this one has no directory of its own.
+#[path = "protocol/seeing.rs"]
+mod seeing;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,6 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::StorePaths;
 use crate::error::Error;
 use crate::meta::{Expiry, ForkMeta, Origin, Pool, Protection, Schedule};
+
+pub use self::seeing::{Stats, StatsRow, TimesRow};
 
 /// Goes up with every incompatible change. `hello` and `shutdown` stay as they
 /// are for ever, so that a new program can end an old daemon.
@@ -34,6 +40,11 @@ pub enum Request {
     Status,
     /// -> `Vec<ForkRow>`
     List,
+    /// -> [`Stats`]
+    Stats {
+        /// Only this fork's; null: of each.
+        fork: Option<String>,
+    },
     /// -> [`ForkRow`]
     Info {
         /// The fork.

@@ -6,6 +6,7 @@ mod expire;
 mod pool;
 mod run;
 mod schedule;
+mod stats;
 mod tree;
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ pub use self::pool::PoolsReport;
 use self::pool::pools_text;
 pub use self::run::RunReport;
 pub use self::schedule::SchedulesReport;
+pub use self::stats::{StatsReport, prometheus};
 pub use self::tree::{TreeNode, TreeReport};
 
 /// A command's result.

@@ -42,11 +42,36 @@ impl Ui {
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
         }
+        self.print_text(text)
+    }
+
+    /// Prints a result that is text already.
+    pub fn print_text(&self, text: String) -> Result<()> {
+        self.write_out(&text).map(|_| ())
+    }
+
+    /// Prints one of several results: on a terminal in the place of the one before,
+    /// else after it. JSON has one line for each. False if nobody reads them any more.
+    pub fn print_next<R: Report>(&self, report: &R) -> Result<bool> {
+        let text = match self.json {
+            true => serde_json::to_string(report).map(|text| text + "\n").map_err(|e| {
+                Error::new(Kind::Failed, "cannot write the result as JSON").cause(e.to_string())
+            })?,
+            // Home, and clear what is below.
+            false if io::stdout().is_terminal() => {
+                format!("\x1b[H\x1b[2J{}", report.human(self.color_out))
+            }
+            false => report.human(false) + "\n",
+        };
+        self.write_out(&text)
+    }
+
+    /// False if the reader has seen enough (`| head`).
+    fn write_out(&self, text: &str) -> Result<bool> {
         let mut out = io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            // The reader has seen enough (`| head`).
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.context(|| "cannot write the result to stdout"),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            other => other.map(|()| true).context(|| "cannot write the result to stdout"),
         }
     }
 

@@ -8,6 +8,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`error`], [`ids`], [`attr`], [`block`], [`class`] | words: errors, identifiers, attributes, blocks, what file names mean |
+//! | [`stats`] | counters: requests, times, bytes |
 //! | [`device`] | host files, the bottom of everything |
 //! | [`map`] | the block map: durable keys and values, in RocksDB |
 //! | [`delta`] | pages out of place, and which slots are free |
@@ -36,6 +37,7 @@ pub mod layer;
 pub mod map;
 pub mod mount;
 pub mod seal;
+pub mod stats;
 
 pub use attr::{Attr, DirEntry, Kind, Make, RenameMode, Seek, SetAttr, SetTime};
 pub use error::{Error, Result};

@@ -46,7 +46,7 @@ mod postgres {
 #[allow(dead_code)]
 #[path = "../../cli/src/proc.rs"]
 mod proc;
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../../cli/src/protocol.rs"]
 mod protocol;
 

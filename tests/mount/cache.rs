@@ -73,7 +73,7 @@ fn no_requests_for_nothing() {
         drop(file);
         fs::metadata(m.path("f")).unwrap();
     }
-    assert!(m.count("getxattr") <= 1 && m.count("flush") <= 1, "{:?}", m.mount().requests());
+    assert!(m.count("getxattr") <= 1 && m.count("flush") <= 1, "{:?}", m.store.stats().requests());
     assert_eq!((m.count("access"), m.count("getlk"), m.count("setlk")), (0, 0, 0));
 }
 

@@ -22,6 +22,7 @@ mod schedule;
 mod show;
 mod snapshot;
 mod start;
+mod stats;
 mod status;
 mod stop;
 mod tree;
@@ -92,6 +93,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(&context, args),
         Command::Status(_) => status::run(&context),
+        Command::Stats(args) => stats::run(&context, args),
         Command::Gc(args) => gc::run(&context, args),
         Command::Check(args) => check::check(&context, args),
         Command::Scrub(args) => check::scrub(&context, args),

@@ -17,7 +17,7 @@ use pgcowfs::{Fork, ForkInfo, Store};
 use serde::Serialize;
 
 use super::clients::{self, NoRequest};
-use super::{Daemon, Event, addresses, ports, refuse_running, sockets};
+use super::{Daemon, Event, addresses, ports, refuse_running, sockets, stats};
 use crate::error::{Context, Error, Kind, Result};
 use crate::meta::{ForkMeta, Origin, Protection, Upkeep};
 use crate::postgres::cluster::PID_FILE_MAX;
@@ -153,6 +153,7 @@ impl Daemon {
             Request::Hello => reply(Ok(self.hello())),
             Request::Status => reply(self.status()),
             Request::List => reply(self.list()),
+            Request::Stats { fork } => reply(self.stats(fork.as_deref())),
             Request::Info { fork, layout } => {
                 reply(self.info(&fork).map(|row| if layout { self.with_layout(row) } else { row }))
             }
@@ -316,7 +317,7 @@ impl Daemon {
             pools: self.pool_rows(None)?,
             uptime_s: self.started.elapsed().as_secs_f64(),
             transport: self.mount.transport().to_string(),
-            requests: self.mount.requests().into_iter().map(|(name, n)| (name.to_string(), n)).collect(),
+            requests: stats::requests(self.store.stats()),
         })
     }
 

@@ -295,6 +295,7 @@ impl Store {
         // A failure here is the fork's: it has acknowledged what may be lost now.
         let failed = |e: &Error| fork.poison_unless_full(e);
         fork.flush_units(&all[..frozen.backlog.units.len()]).inspect_err(failed)?;
+        fork.stats.amounts.map_commits.fetch_add(1, Ordering::Relaxed);
         let still = self.core.moves.read();
         let bytes = self.core.commit_units(&all, extra).inspect_err(failed)?;
         enter();
@@ -428,6 +429,7 @@ impl Store {
             }
         };
         fork.flush_units(&[&unit])?;
+        fork.stats.amounts.map_commits.fetch_add(1, Ordering::Relaxed);
         let bytes = match frozen {
             Some(frozen) => self.commit_frozen(frozen, &[&unit], extra, &enter)?,
             None => self.core.commit_units(&[&unit], extra).inspect(|_| enter())?,

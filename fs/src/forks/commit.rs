@@ -57,6 +57,7 @@ impl Fork {
             (hosts, if hosts_only(&head, file, data_only, settled) { None } else { Some(target) })
         };
         for host in hosts.into_iter().flatten() {
+            self.count(|amounts| &amounts.wal_flushes, 1);
             host.flush().inspect_err(|e| self.poison_unless_full(e))?;
         }
         match target {
@@ -129,6 +130,7 @@ impl Fork {
     /// the caller holds the commit lock. Returns the bytes of the batch.
     pub(super) fn commit_units(&self, units: &[&Unit], extra: Batch) -> Result<u64> {
         self.flush_units(units)?;
+        self.stats.amounts.map_commits.fetch_add(1, Ordering::Relaxed);
         let bytes = self.core.commit_units(units, extra)?;
         if let Some(last) = units.last() {
             self.committed.store(last.seq, Ordering::SeqCst);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -17,6 +17,7 @@ use crate::layer::pending::{HostChange, Unit};
 use crate::layer::{Origin, State};
 use crate::map::schema::{Counters, LayerRecord, Slot, SnapshotRecord};
 use crate::map::{Batch, Map};
+use crate::stats::Stats;
 
 use super::Options;
 use super::ahead::Ahead;
@@ -56,8 +57,8 @@ pub struct Core {
     /// commit, a load, a scrub. Merging moves records while nobody does, and
     /// never waits for that in line ([`RwLock::try_write`]).
     pub moves: RwLock<()>,
-    /// Commits of forks so far: merging makes way for them.
-    pub commits: AtomicU64,
+    /// What is counted of all forks together, those that are gone included.
+    pub stats: Stats,
     /// The host files that each durable extents record names.
     pub extents: Mutex<HashMap<(LayerId, FileId), Vec<u64>>>,
     /// Identifiers.
@@ -224,7 +225,7 @@ impl Core {
     /// data must have been flushed already. Returns the bytes of the batch.
     pub fn commit_units(&self, units: &[&Unit], extra: Batch) -> Result<u64> {
         let _still = self.moves.read();
-        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.stats.amounts.map_commits.fetch_add(1, Ordering::Relaxed);
         let mut batch = extra;
         let mut host_changes: Vec<(LayerId, HostChange)> = Vec::new();
         let mut records: Vec<LayerRecord> = Vec::new();

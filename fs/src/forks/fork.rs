@@ -20,6 +20,7 @@ use crate::ids::{FileId, ForkId, LayerId};
 use crate::layer::pending::{Pending, Unit};
 use crate::layer::{Body, ColdFile, Inode, State, Table};
 use crate::map::schema::{ForkRecord, Life, Time};
+use crate::stats::{Amounts, Stats};
 
 use super::core::Core;
 
@@ -46,6 +47,7 @@ pub struct Fork {
     pub(super) faulty: AtomicBool,
     /// Whether it is its base that has changed.
     pub(super) base_changed: AtomicBool,
+    pub(super) stats: Stats,
 }
 
 /// A fork's name, which may change while it is printed.
@@ -153,6 +155,7 @@ impl Fork {
             fault: Mutex::new(None),
             faulty: AtomicBool::new(false),
             base_changed: AtomicBool::new(false),
+            stats: Stats::default(),
         })
     }
 
@@ -181,6 +184,18 @@ impl Fork {
     /// `edit`.
     pub fn set_ephemeral(&self) {
         self.record.lock().life = Life::Ephemeral;
+    }
+
+    /// What is counted of this fork, since it was loaded.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Counts something, for the fork and for all together.
+    pub(super) fn count(&self, what: impl Fn(&Amounts) -> &AtomicU64, n: u64) {
+        for stats in [&self.stats, &self.core.stats] {
+            what(&stats.amounts).fetch_add(n, Ordering::Relaxed);
+        }
     }
 
     /// Takes over what the map has of the fork now.

@@ -184,7 +184,7 @@ impl Store {
     /// step took, and much longer while forks commit.
     fn merge_task(&self, pair: Option<Pair>) -> Duration {
         let start = Instant::now();
-        let commits = self.core.commits.load(Ordering::Relaxed);
+        let commits = self.core.stats.amounts.map_commits.load(Ordering::Relaxed);
         let mut pair = match pair {
             Some(pair) => pair,
             None => {
@@ -225,7 +225,7 @@ impl Store {
                 }
             }
         }
-        let others = self.core.commits.load(Ordering::Relaxed) != commits;
+        let others = self.core.stats.amounts.map_commits.load(Ordering::Relaxed) != commits;
         (start.elapsed() * if others { REST_BUSY } else { REST_IDLE }).min(RETRY)
     }
 
@@ -247,7 +247,7 @@ impl Store {
     /// What there is to do when nothing is queued.
     fn idle_round(&self) {
         self.freeze_heads_in_time();
-        let commits = self.core.commits.load(Ordering::Relaxed);
+        let commits = self.core.stats.amounts.map_commits.load(Ordering::Relaxed);
         let mut cursor = {
             let mut work = self.background.state.lock();
             let quiet =

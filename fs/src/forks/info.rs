@@ -4,6 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
@@ -15,6 +16,7 @@ use crate::ids::{ForkId, LayerId};
 use crate::inplace::WAL_CHUNK_BLOCKS;
 use crate::layer::tree;
 use crate::map::schema::{ForkRecord, Life};
+use crate::stats::Stats;
 
 use super::core::LayerInfo;
 use super::fork::Fork;
@@ -206,6 +208,19 @@ impl Store {
             base_changed: fork.as_ref().is_some_and(|f| f.base_changed.load(Ordering::SeqCst)),
             fault: fork.and_then(|f| f.fault()),
         }
+    }
+
+    /// What is counted of all forks together since the store was opened.
+    pub fn stats(&self) -> &Stats {
+        &self.core.stats
+    }
+
+    /// The forks of which something may have been counted: those that are loaded, by
+    /// name.
+    pub fn counted(&self) -> Vec<Arc<Fork>> {
+        let mut forks = self.loaded();
+        forks.sort_by_cached_key(|fork| fork.name());
+        forks
     }
 
     /// Number of layers.

@@ -159,6 +159,9 @@ impl Fork {
             if let Some((i, place)) = bad {
                 return Ok(Some((done + i, place)));
             }
+            if let Piece::Base(..) | Piece::Place(..) = piece {
+                self.count(|amounts| &amounts.other_blocks, piece.blocks().into());
+            }
             done += piece.blocks();
         }
         Ok(None)
@@ -179,11 +182,12 @@ impl Fork {
     pub(super) fn fetch_slots(&self, first: Slot, crcs: &[u32], buf: &mut [u8]) -> Result<Option<u32>> {
         let delta = self.core.delta(first.delta());
         let slot = |i: usize| Slot(first.0 + i as u64);
-        let mut i = 0;
+        let (mut i, mut in_memory) = (0, 0);
         while i < crcs.len() {
             if let Some(page) = delta.dirty_page(slot(i)) {
                 buf[i * BLOCK_SIZE..][..BLOCK_SIZE].copy_from_slice(&page[..]);
                 i += 1;
+                in_memory += 1;
                 continue;
             }
             let mut end = i + 1;
@@ -192,6 +196,12 @@ impl Fork {
             }
             delta.read(slot(i), &mut buf[i * BLOCK_SIZE..end * BLOCK_SIZE])?;
             i = end;
+        }
+        if in_memory > 0 {
+            self.count(|amounts| &amounts.memory_pages, in_memory);
+        }
+        if in_memory < crcs.len() as u64 {
+            self.count(|amounts| &amounts.delta_pages, crcs.len() as u64 - in_memory);
         }
         let wrong =
             buf.chunks_exact(BLOCK_SIZE).zip(crcs).position(|(page, &crc)| crc32fast::hash(page) != crc);

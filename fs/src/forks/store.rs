@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -35,6 +35,7 @@ use crate::map::schema::{
 };
 use crate::map::{Batch, Map, prefix_end};
 use crate::seal::Seals;
+use crate::stats::Stats;
 
 use super::Options;
 use super::core::{Core, Ids, LayerInfo};
@@ -209,7 +210,7 @@ impl Store {
             ahead: Default::default(),
             tables: Tables::default(),
             moves: RwLock::default(),
-            commits: AtomicU64::new(0),
+            stats: Stats::default(),
             extents: Mutex::default(),
             ids,
         });

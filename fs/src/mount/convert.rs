@@ -3,11 +3,11 @@
 use std::time::UNIX_EPOCH;
 
 use super::node;
-use super::requests::Kind as Request;
 use super::wire::{Malformed, Stat};
 use crate::attr::{Attr, Kind};
 use crate::error::Error;
 use crate::ids::ForkId;
+use crate::stats::Kind as Request;
 
 /// Why a request is refused.
 #[derive(Debug)]

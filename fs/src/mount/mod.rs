@@ -23,7 +23,6 @@ mod listing;
 mod negotiate;
 mod node;
 mod operations;
-mod requests;
 mod ring;
 mod server;
 mod spare;
@@ -46,7 +45,6 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::listing::OpenDirectories;
 use self::negotiate::{Handshake, Wishes};
-use self::requests::Counters;
 use self::server::{Server, Top};
 use self::workers::Workers;
 use crate::error::{Error, Result};
@@ -96,15 +94,10 @@ impl Default for MountOptions {
     }
 }
 
-/// Requests served so far, by kind, in a fixed order, and the bytes read and
-/// written: `("lookup", n)`, ..., `("read_bytes", n)`, `("write_bytes", n)`.
-pub type RequestCounts = Vec<(&'static str, u64)>;
-
 /// A mounted store. It is unmounted, lazily if need be, when dropped.
 pub struct Mount {
     dir: PathBuf,
     connection: u64,
-    counters: Arc<Counters>,
     notifier: Notifier,
     workers: Arc<Workers>,
     /// Requests come through io_uring.
@@ -142,7 +135,7 @@ impl Mount {
     pub fn start(store: Arc<Store>, dir: &Path, options: &MountOptions) -> Result<Mount> {
         attach::check(dir)?;
         let dir = dir.canonicalize().map_err(|e| Error::io(format!("mount point {}", dir.display()), e))?;
-        let (counters, open) = (Arc::new(Counters::new()), Arc::new(RwLock::new(true)));
+        let open = Arc::new(RwLock::new(true));
         let workers = Workers::new(options.sync_threads);
         let top = Arc::new(Top {
             uid: nix::unistd::geteuid().as_raw(),
@@ -154,7 +147,6 @@ impl Mount {
         let server = Arc::new(Server {
             store: store.clone(),
             open: open.clone(),
-            counters: counters.clone(),
             directories: OpenDirectories::default(),
             open_flags: wire::fopen::KEEP_CACHE | no_flush,
             top: top.clone(),
@@ -201,7 +193,7 @@ impl Mount {
             ended.reach(result);
         })?;
         // From here on an error unmounts, by dropping the mount.
-        let mut mount = Mount { dir, connection: 0, counters, notifier, workers, ring, open, end };
+        let mut mount = Mount { dir, connection: 0, notifier, workers, ring, open, end };
         mount.connection = attach::connection(&mount.dir)?;
         Ok(mount)
     }
@@ -214,11 +206,6 @@ impl Mount {
     /// The way by which the kernel's requests come: "io_uring" or "device".
     pub fn transport(&self) -> &'static str {
         if self.ring { "io_uring" } else { "device" }
-    }
-
-    /// Requests served so far.
-    pub fn requests(&self) -> RequestCounts {
-        self.counters.snapshot()
     }
 
     /// Tells the kernel that a file (or directory, or link) of a fork was

@@ -19,13 +19,17 @@
 //! for good: FOPEN_KEEP_CACHE over opens, EXPLICIT_INVAL_DATA over writes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use super::convert::{Refusal, bare_directory, perm, stat};
-use super::requests::Kind;
-use super::server::{CLOSED, FORK_NAME, IN_FORK, Outcome, Server, TOP_ATTR};
+use super::server::{CLOSED, FORK_NAME, IN_FORK, Outcome, Place, Server, TOP_ATTR, file};
 use super::wire::{Body, FSYNC_FDATASYNC, Malformed, Message, fattr, opcode, time};
 use crate::attr::{Kind as FileKind, Make, RenameMode, Seek, SetAttr, SetTime};
 use crate::error::Error;
+use crate::forks::Fork;
+use crate::ids::FileId;
+use crate::stats::{Amounts, Kind};
 
 /// Files are told apart by node id alone, so a handle has nothing to say.
 const NO_HANDLE: u64 = 0;
@@ -48,20 +52,30 @@ impl Server {
                 _ => Some(Err(libc::ENOSYS)),
             };
         };
-        self.counters.add(kind);
+        let begun = Instant::now();
         if kind == Kind::Forget {
+            self.store.stats().served(kind, begun.elapsed());
             return None;
         }
         let open = self.open.read();
-        let done = match kind {
-            _ if !*open => Err(CLOSED),
-            Kind::Read => self.read(request, room),
-            _ => self.operate(kind, request, body).map(|()| 0),
+        let (place, done) = match (*open).then(|| self.find(request.node())) {
+            Some(Ok(place)) => {
+                let done = self.carry_out(kind, request, Ok(&place), body, room);
+                (place, done)
+            }
+            Some(Err(refusal)) => (None, self.carry_out(kind, request, Err(refusal), body, room)),
+            None => (None, Err(CLOSED)),
         };
-        Some(done.map_err(|refusal| {
+        let done = done.map_err(|refusal| {
             body.clear();
             refusal.answer(kind, request.node())
-        }))
+        });
+        let took = begun.elapsed();
+        self.store.stats().served(kind, took);
+        if let Some((fork, _)) = &place {
+            fork.stats().served(kind, took);
+        }
+        Some(done)
     }
 
     /// [`Server::answer`], with an empty `body`; a panic there is answered with EIO, and
@@ -81,43 +95,70 @@ impl Server {
         })
     }
 
-    fn read(&self, request: &Message, room: &mut [u8]) -> Outcome<usize> {
-        let (fork, file) = self.file(request.node())?;
+    /// Counts something, for a fork and for all together.
+    fn count(&self, fork: &Fork, what: impl Fn(&Amounts) -> &AtomicU64, n: usize) {
+        for stats in [fork.stats(), self.store.stats()] {
+            what(&stats.amounts).fetch_add(n as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// `place` is what the request's node id stands for, or why it stands for nothing,
+    /// which matters only to those who look at it. Returns how much is in `room`.
+    fn carry_out(
+        &self,
+        kind: Kind,
+        request: &Message,
+        place: Outcome<&Place>,
+        body: &mut Vec<u8>,
+        room: &mut [u8],
+    ) -> Outcome<usize> {
+        match kind {
+            Kind::Read => self.read(request, file(place)?, room),
+            _ => self.operate(kind, request, place, body).map(|()| 0),
+        }
+    }
+
+    fn read(&self, request: &Message, (fork, file): (&Fork, FileId), room: &mut [u8]) -> Outcome<usize> {
         let wanted = request.u32(16)? as usize;
         // The kernel was told how much it may ask for.
         let room = room.get_mut(..wanted).ok_or(Refusal::Mount(libc::EIO))?;
         let read = fork.read_into(file, request.u64(8)?, room)?;
-        self.counters.add_read_bytes(read);
+        self.count(fork, |amounts| &amounts.read_bytes, read);
         Ok(read)
     }
 
-    fn operate(&self, kind: Kind, request: &Message, bytes: &mut Vec<u8>) -> Outcome<()> {
-        let node = request.node();
+    fn operate(
+        &self,
+        kind: Kind,
+        request: &Message,
+        place: Outcome<&Place>,
+        bytes: &mut Vec<u8>,
+    ) -> Outcome<()> {
         let mut body = Body(bytes);
         match kind {
             Kind::Write => {
-                let (fork, file) = self.file(node)?;
+                let (fork, file) = file(place)?;
                 let size = request.u32(16)?;
                 fork.write(file, request.u64(8)?, request.data(size as usize)?)?;
-                self.counters.add_write_bytes(size as usize);
+                self.count(fork, |amounts| &amounts.write_bytes, size as usize);
                 body.u32(size).u32(0);
             }
             Kind::Fsync | Kind::Fsyncdir => {
                 // A fork is durable before it is listed in the top directory.
-                if let Some((fork, file)) = self.find(node)? {
-                    fork.sync(file, request.u32(8)? & FSYNC_FDATASYNC != 0)?;
+                if let Some((fork, file)) = place? {
+                    fork.sync(*file, request.u32(8)? & FSYNC_FDATASYNC != 0)?;
                 }
             }
             Kind::Getattr => {
-                match self.find(node)? {
+                match place? {
                     None => body.attr(TOP_ATTR, &self.top_attr()),
-                    Some((fork, file)) => body.attr(IN_FORK, &stat(fork.id(), &fork.attr(file)?)),
+                    Some((fork, file)) => body.attr(IN_FORK, &stat(fork.id(), &fork.attr(*file)?)),
                 };
             }
-            Kind::Lookup => self.lookup(request, &mut body)?,
-            Kind::Setattr => self.setattr(request, &mut body)?,
+            Kind::Lookup => self.lookup(request, place?, &mut body)?,
+            Kind::Setattr => self.setattr(request, file(place)?, &mut body)?,
             Kind::Readlink => {
-                let (fork, file) = self.file(node)?;
+                let (fork, file) = file(place)?;
                 body.0.extend_from_slice(&fork.read_link(file)?);
             }
             Kind::Mknod => {
@@ -129,69 +170,72 @@ impl Server {
                     libc::S_IFBLK => Make::Node(FileKind::BlockDevice, request.u32(4)?),
                     _ => return Err(Refusal::Mount(libc::EINVAL)),
                 };
-                let made = self.made(request, node, request.name()?, what, request.u32(0)?)?;
+                let made = self.made(request, file(place)?, request.name()?, what, request.u32(0)?)?;
                 body.entry(IN_FORK, IN_FORK, &made);
             }
             Kind::Mkdir => {
-                let made = self.made(request, node, request.name()?, Make::Directory, request.u32(0)?)?;
+                let made =
+                    self.made(request, file(place)?, request.name()?, Make::Directory, request.u32(0)?)?;
                 body.entry(IN_FORK, IN_FORK, &made);
             }
             Kind::Symlink => {
                 let (name, target) = request.two_names()?;
-                let made = self.made(request, node, name, Make::Symlink(target.to_vec()), 0o777)?;
+                let made = self.made(request, file(place)?, name, Make::Symlink(target.to_vec()), 0o777)?;
                 body.entry(IN_FORK, IN_FORK, &made);
             }
             Kind::Unlink => {
-                let (fork, dir) = self.file(node)?;
+                let (fork, dir) = file(place)?;
                 fork.unlink(dir, request.name()?)?;
             }
             Kind::Rmdir => {
-                let (fork, dir) = self.file(node)?;
+                let (fork, dir) = file(place)?;
                 fork.rmdir(dir, request.name()?)?;
             }
-            Kind::Rename => self.rename(request)?,
+            Kind::Rename => self.rename(request, file(place)?)?,
             Kind::Link => {
-                let (fork, file, dir) = self.two_files(request.u64(0)?, node)?;
+                let (fork, dir) = file(place)?;
+                let file = self.file_in(fork, request.u64(0)?)?;
                 body.entry(IN_FORK, IN_FORK, &stat(fork.id(), &fork.link(file, dir, request.name()?)?));
             }
             Kind::Open => {
-                let (fork, file) = self.file(node)?;
+                let (fork, file) = file(place)?;
                 fork.open(file)?;
                 body.opened(NO_HANDLE, self.open_flags);
             }
             Kind::Create => {
-                let (fork, attr) =
-                    match self.make(request, node, request.name()?, Make::File, request.u32(4)?) {
-                        // The kernel asks only for names that it believes free. Looking
-                        // the name up afresh, it then opens what is there.
-                        Err(Refusal::Core(Error::Exists)) if request.u32(0)? & libc::O_EXCL as u32 == 0 => {
-                            return Err(Error::Stale.into());
-                        }
-                        made => made?,
-                    };
+                let (fork, dir) = file(place)?;
+                let attr = match self.make(request, (fork, dir), request.name()?, Make::File, request.u32(4)?)
+                {
+                    // The kernel asks only for names that it believes free. Looking
+                    // the name up afresh, it then opens what is there.
+                    Err(Refusal::Core(Error::Exists)) if request.u32(0)? & libc::O_EXCL as u32 == 0 => {
+                        return Err(Error::Stale.into());
+                    }
+                    made => made?,
+                };
                 fork.open(attr.file)?;
                 body.entry(IN_FORK, IN_FORK, &stat(fork.id(), &attr)).opened(NO_HANDLE, self.open_flags);
             }
             Kind::Release => {
-                let (fork, file) = self.file(node)?;
+                let (fork, file) = file(place)?;
                 fork.release(file);
             }
             Kind::Opendir => {
-                self.find(node)?;
+                place?;
                 body.opened(self.directories.open(), 0);
             }
             Kind::Readdir | Kind::Readdirplus => {
-                self.readdir(kind == Kind::Readdirplus, request, &mut body)?
+                self.readdir(kind == Kind::Readdirplus, request, place?, &mut body)?
             }
             Kind::Releasedir => self.directories.close(request.u64(0)?),
-            Kind::Statfs => self.statfs(node, &mut body)?,
+            Kind::Statfs => self.statfs(place?, &mut body)?,
             Kind::Fallocate => {
-                let (fork, file) = self.file(node)?;
+                let (fork, file) = file(place)?;
                 fork.fallocate(file, request.u32(24)? as i32, request.u64(8)?, request.u64(16)?)?;
-                self.drop_set_id(request, &fork, file)?;
+                self.drop_set_id(request, fork, file)?;
             }
             Kind::Lseek => {
-                let (fork, file) = self.file(node)?;
+                let (fork, file) = file(place)?;
                 let what = match request.u32(16)? as i32 {
                     libc::SEEK_DATA => Seek::Data,
                     libc::SEEK_HOLE => Seek::Hole,
@@ -203,7 +247,8 @@ impl Server {
             }
             Kind::CopyFileRange => {
                 // From one fork to another: EXDEV, whereupon the kernel copies by itself.
-                let (fork, source, target) = self.two_files(node, request.u64(16)?)?;
+                let (fork, source) = file(place)?;
+                let target = self.file_in(fork, request.u64(16)?)?;
                 let len = request.u64(40)?.min(COPY_BYTES);
                 let copied = fork.copy_range(source, request.u64(8)?, target, request.u64(32)?, len)?;
                 // At most COPY_BYTES.
@@ -230,11 +275,11 @@ impl Server {
         Ok(())
     }
 
-    fn lookup(&self, request: &Message, body: &mut Body) -> Outcome<()> {
+    fn lookup(&self, request: &Message, place: &Place, body: &mut Body) -> Outcome<()> {
         let name = request.name()?;
-        match self.find(request.node())? {
+        match place {
             None => body.entry(FORK_NAME, IN_FORK, &self.fork_by_name(name)?),
-            Some((fork, dir)) => match fork.lookup(dir, name) {
+            Some((fork, dir)) => match fork.lookup(*dir, name) {
                 Ok(attr) => body.entry(IN_FORK, IN_FORK, &stat(fork.id(), &attr)),
                 // Node id 0: the kernel remembers that there is no such name.
                 // PostgreSQL asks again and again for files that never come,
@@ -246,8 +291,7 @@ impl Server {
         Ok(())
     }
 
-    fn setattr(&self, request: &Message, body: &mut Body) -> Outcome<()> {
-        let (fork, file) = self.file(request.node())?;
+    fn setattr(&self, request: &Message, (fork, file): (&Fork, FileId), body: &mut Body) -> Outcome<()> {
         let valid = request.u32(0)?;
         let has = |bit| valid & bit != 0;
         let number = |bit, at| if has(bit) { request.u32(at).map(Some) } else { Ok(None) };
@@ -270,7 +314,7 @@ impl Server {
         Ok(())
     }
 
-    fn rename(&self, request: &Message) -> Outcome<()> {
+    fn rename(&self, request: &Message, (fork, dir): (&Fork, FileId)) -> Outcome<()> {
         let flags = if request.opcode() == opcode::RENAME2 { request.u32(8)? } else { 0 };
         let mode = match flags {
             0 => RenameMode::Replace,
@@ -279,20 +323,18 @@ impl Server {
             _ => return Err(Refusal::Mount(libc::EINVAL)),
         };
         let (name, new_name) = request.two_names()?;
-        let (fork, dir, new_dir) = self.two_files(request.node(), request.u64(0)?)?;
+        let new_dir = self.file_in(fork, request.u64(0)?)?;
         Ok(fork.rename(dir, name, new_dir, new_name, mode)?)
     }
 
-    fn readdir(&self, plus: bool, request: &Message, body: &mut Body) -> Outcome<()> {
+    fn readdir(&self, plus: bool, request: &Message, place: &Place, body: &mut Body) -> Outcome<()> {
         let (handle, offset, size) = (request.u64(0)?, request.u64(8)?, request.u32(16)? as usize);
-        let node = request.node();
-        let listing = self.directories.listing(handle, offset == 0, || self.list(node))?;
-        let place = if plus { self.find(node)? } else { None };
+        let listing = self.directories.listing(handle, offset == 0, || self.list(request.node(), place))?;
         // An entry's offset is its position, counted from 1.
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
         for (next, entry) in (1u64..).zip(listing.iter()).skip(skip) {
             let found = match plus {
-                true => match self.look_up_listed(&place, entry)? {
+                true => match self.look_up_listed(place, entry)? {
                     Some(found) => Some(found),
                     None => continue,
                 },
@@ -306,9 +348,8 @@ impl Server {
         Ok(())
     }
 
-    fn statfs(&self, node: u64, body: &mut Body) -> Outcome<()> {
-        let fork = self.find(node)?.map(|(fork, _)| fork);
-        let space = self.store.space(fork.as_deref())?;
+    fn statfs(&self, place: &Place, body: &mut Body) -> Outcome<()> {
+        let space = self.store.space(place.as_ref().map(|(fork, _)| &**fork))?;
         let (total, available) = (space.total / STATFS_BLOCK, space.available / STATFS_BLOCK);
         body.u64(total).u64(available).u64(available).u64(space.files).u64(space.files_free);
         body.u32(STATFS_BLOCK as u32).u32(libc::NAME_MAX as u32).u32(STATFS_BLOCK as u32).u32(0);

@@ -10,7 +10,6 @@ use parking_lot::{Mutex, RwLock};
 use super::convert::{self, Refusal, stat};
 use super::listing::{Listed, OpenDirectories};
 use super::node;
-use super::requests::Counters;
 use super::wire::{Found, Message, Stat};
 use crate::attr::{Attr, Make};
 use crate::error::Error;
@@ -47,7 +46,6 @@ pub struct Server {
     /// Whether requests may reach the store. Each holds this while it is
     /// served; once it is false, none is under way and none will be.
     pub open: Arc<RwLock<bool>>,
-    pub counters: Arc<Counters>,
     pub directories: OpenDirectories,
     /// What each OPEN and CREATE answers.
     pub open_flags: u32,
@@ -60,6 +58,15 @@ pub struct Top {
     pub gid: u32,
     /// When a fork last came or went; the time of the mount before that.
     pub changed: Mutex<SystemTime>,
+}
+
+/// The fork and file of a place. Nothing can be made, changed or removed in the top
+/// directory: EPERM.
+pub fn file(place: Outcome<&Place>) -> Outcome<(&Fork, FileId)> {
+    match place? {
+        Some((fork, file)) => Ok((fork, *file)),
+        None => Err(Refusal::Mount(libc::EPERM)),
+    }
 }
 
 impl Server {
@@ -79,19 +86,14 @@ impl Server {
         }
     }
 
-    /// The fork and file of a node id. Nothing can be made, changed or removed
-    /// in the top directory: EPERM.
-    pub fn file(&self, node: u64) -> Outcome<(Arc<Fork>, FileId)> {
-        self.find(node)?.ok_or(Refusal::Mount(libc::EPERM))
-    }
-
-    /// The same for two nodes that have to be in one fork.
-    pub fn two_files(&self, a: u64, b: u64) -> Outcome<(Arc<Fork>, FileId, FileId)> {
-        let ((fork, a), (other, b)) = (self.file(a)?, self.file(b)?);
-        if fork.id() != other.id() {
-            return Err(Error::CrossFork.into());
+    /// Another file of a fork, by its node id.
+    pub fn file_in(&self, fork: &Fork, node: u64) -> Outcome<FileId> {
+        match node::parts(node) {
+            None => Err(Refusal::Mount(libc::EPERM)),
+            Some((id, file)) if id == fork.id() => Ok(file),
+            // Of a fork that is gone: ESTALE.
+            Some((id, _)) => Err(self.fork(id).map_or_else(|stale| stale, |_| Error::CrossFork.into())),
         }
-        Ok((fork, a, b))
     }
 
     pub fn top_attr(&self) -> Stat {
@@ -126,12 +128,11 @@ impl Server {
     pub fn make(
         &self,
         request: &Message,
-        parent: u64,
+        (fork, dir): (&Fork, FileId),
         name: &[u8],
         what: Make,
         mode: u32,
-    ) -> Outcome<(Arc<Fork>, Attr)> {
-        let (fork, dir) = self.file(parent)?;
+    ) -> Outcome<Attr> {
         let mut perm = convert::perm(mode);
         let mut gid = request.gid();
         let holder = fork.attr(dir)?;
@@ -141,14 +142,13 @@ impl Server {
                 perm |= libc::S_ISGID as u16;
             }
         }
-        let attr = fork.make(dir, name, what, perm, request.uid(), gid)?;
-        Ok((fork, attr))
+        Ok(fork.make(dir, name, what, perm, request.uid(), gid)?)
     }
 
     /// All entries of a directory at this instant.
-    pub fn list(&self, node: u64) -> Outcome<Vec<Listed>> {
+    pub fn list(&self, node: u64, place: &Place) -> Outcome<Vec<Listed>> {
         let directory = |node, name: &[u8]| Listed { node, mode: libc::S_IFDIR, name: name.into() };
-        let Some((fork, dir)) = self.find(node)? else {
+        let Some((fork, dir)) = place else {
             let forks = self.store.entries();
             let forks = forks.into_iter().map(|f| directory(node::of(f.id, FileId::ROOT), f.name.as_bytes()));
             return Ok([directory(node::TOP, b"."), directory(node::TOP, b"..")]
@@ -156,11 +156,11 @@ impl Server {
                 .chain(forks)
                 .collect());
         };
-        let parent = match dir {
+        let parent = match *dir {
             FileId::ROOT => node::TOP,
             dir => node::of(fork.id(), fork.parent_dir(dir)?),
         };
-        let entries = fork.read_dir(dir)?;
+        let entries = fork.read_dir(*dir)?;
         let mut listing = Vec::with_capacity(entries.len() + 2);
         listing.extend([directory(node, b"."), directory(parent, b"..")]);
         listing.extend(entries.into_iter().map(|entry| Listed {
@@ -215,8 +215,15 @@ impl Server {
     }
 
     /// [`Server::make`] for the requests that answer with an entry.
-    pub fn made(&self, request: &Message, parent: u64, name: &[u8], what: Make, mode: u32) -> Outcome<Stat> {
-        let (fork, attr) = self.make(request, parent, name, what, mode)?;
+    pub fn made(
+        &self,
+        request: &Message,
+        (fork, dir): (&Fork, FileId),
+        name: &[u8],
+        what: Make,
+        mode: u32,
+    ) -> Outcome<Stat> {
+        let attr = self.make(request, (fork, dir), name, what, mode)?;
         Ok(stat(fork.id(), &attr))
     }
 }
