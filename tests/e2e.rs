@@ -13,6 +13,7 @@ mod oracle;
 /// The tests.
 mod e2e {
     mod bad_input;
+    mod compare;
     mod copies;
     mod counts;
     mod crash;

@@ -30,7 +30,7 @@ pub use self::expire::{Expire, ExpiryOptions};
 pub use self::pool::PoolArgs;
 pub use self::run::Run;
 pub use self::schedule::ScheduleArgs;
-pub use self::seeing::Stats;
+pub use self::seeing::{Diff, Du, Stats};
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -128,6 +128,10 @@ pub enum Command {
     Umount(Umount),
     /// Show the state of the store and its daemon
     Status(Status),
+    /// Show by which pages two forks or snapshots differ, or how their definitions do
+    Diff(Diff),
+    /// Show what a fork takes, alone and with others
+    Du(Du),
     /// Show what the daemon has counted: requests, how long they took, bytes
     Stats(Stats),
     /// Give the space that nothing needs back to the disk
@@ -726,6 +730,9 @@ mod tests {
             "pgcowfs quota a none",
             "pgcowfs init --keep-free 10%",
             "pgcowfs init --keep-free 5GB",
+            "pgcowfs diff a b@v1 --checkpoint",
+            "pgcowfs diff a b --schema -d shop",
+            "pgcowfs du a --relations --top 5",
             "pgcowfs stats",
             "pgcowfs stats a --watch 0.5 --json",
             "pgcowfs stats --prometheus",
@@ -756,6 +763,9 @@ mod tests {
             "pgcowfs quota a lots",
             "pgcowfs init --keep-free 100%",
             "pgcowfs stats --prometheus --json",
+            "pgcowfs diff a",
+            "pgcowfs diff a b -d shop",
+            "pgcowfs du a --top 5",
             "pgcowfs init --keep-free 1%2",
             "pgcowfs scrub --seal",
             "pgcowfs scrub a --restore base/5/1",

@@ -5,6 +5,7 @@
 mod addresses;
 mod branches;
 pub mod clients;
+mod compare;
 mod keeper;
 mod leases;
 pub mod logger;

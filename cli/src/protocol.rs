@@ -24,7 +24,7 @@ use crate::config::StorePaths;
 use crate::error::Error;
 use crate::meta::{Expiry, ForkMeta, Origin, Pool, Protection, Schedule};
 
-pub use self::seeing::{Stats, StatsRow, TimesRow};
+pub use self::seeing::{FileChangeRow, FileUsageRow, Side, Stats, StatsRow, TimesRow};
 
 /// Goes up with every incompatible change. `hello` and `shutdown` stay as they
 /// are for ever, so that a new program can end an old daemon.
@@ -191,6 +191,18 @@ pub enum Request {
         path: String,
         /// Its block.
         block: u32,
+    },
+    /// Compares what two forks or snapshots have in pages. -> `Vec<FileChangeRow>`
+    Diff {
+        /// The first side.
+        a: Side,
+        /// The second side.
+        b: Side,
+    },
+    /// What each file of a fork takes. -> `Vec<FileUsageRow>`
+    Usage {
+        /// The fork.
+        fork: String,
     },
     /// Ends the daemon; refused while servers run. -> null, after everything is durable and unmounted
     Shutdown {

@@ -2,6 +2,7 @@
 //! (field names are part of the interface, see `docs/CLI.md`) or for people.
 
 mod branches;
+mod diff;
 mod expire;
 mod pool;
 mod run;
@@ -23,6 +24,9 @@ pub use self::branches::{
     PromoteReport, ProtectReport, RenameReport, ResetReport, SnapshotEntry, SnapshotReport, SnapshotsReport,
 };
 
+pub use self::diff::{
+    DiffReport, DuReport, FileDiff, Pages, RelationDiff, RelationUsage, SchemaDiff, SchemaReport,
+};
 pub use self::expire::ExpireReport;
 use self::expire::expiry_remarks;
 pub use self::pool::PoolsReport;

@@ -324,7 +324,8 @@ impl Cell {
         Cell { text: text.into(), color }
     }
 
-    fn painted(&self) -> String {
+    /// As the terminal shows it.
+    pub fn painted(&self) -> String {
         match self.color {
             Some(color) => format!("\x1b[{color}m{}\x1b[0m", self.text),
             None => self.text.clone(),

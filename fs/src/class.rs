@@ -178,9 +178,68 @@ pub fn belongs_in_tablespace(name: &[u8]) -> bool {
     numbers.clone().count() == 2 && numbers.all(is_number)
 }
 
+/// A file of a relation, as its path tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelationFile<'a> {
+    /// The tablespace's OID; 0 for `base`, the default, and `global`.
+    pub tablespace: u32,
+    /// The database's OID; 0 for what all databases share.
+    pub database: u32,
+    /// The number of its files.
+    pub node: u32,
+    /// `main`, `fsm`, `vm` or `init`.
+    pub fork: &'a str,
+}
+
+/// What relation a file belongs to, by its path in a cluster.
+pub fn relation_file(path: &str) -> Option<RelationFile<'_>> {
+    let (dir, name) = path.rsplit_once('/')?;
+    let dirs: Vec<&str> = dir.split('/').collect();
+    let (tablespace, database) = match dirs[..] {
+        ["global"] => (0, 0),
+        ["base", database] => (0, database.parse().ok()?),
+        ["pg_tblspc", tablespace, version, database] if belongs_in_tablespace(version.as_bytes()) => {
+            (tablespace.parse().ok()?, database.parse().ok()?)
+        }
+        _ => return None,
+    };
+    if !is_relation(name.as_bytes()) {
+        return None;
+    }
+    let stem = name.split('.').next()?;
+    // Of a temporary one: `tBACKEND_`.
+    let stem = stem.strip_prefix('t').map_or(Some(stem), |rest| Some(rest.split_once('_')?.1))?;
+    let (node, fork) = stem.split_once('_').unwrap_or((stem, "main"));
+    Some(RelationFile { tablespace, database, node: node.parse().ok()?, fork })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn relations_by_path() {
+        let of = |path| {
+            let of = relation_file(path)?;
+            Some((of.tablespace, of.database, of.node, of.fork))
+        };
+        for (path, want) in [
+            ("base/5/16384", Some((0, 5, 16384, "main"))),
+            ("base/5/16384.3", Some((0, 5, 16384, "main"))),
+            ("base/5/16384_vm.1", Some((0, 5, 16384, "vm"))),
+            ("base/5/t3_16385_fsm", Some((0, 5, 16385, "fsm"))),
+            ("global/1262", Some((0, 0, 1262, "main"))),
+            ("pg_tblspc/16400/PG_15_202209061/5/16401", Some((16400, 5, 16401, "main"))),
+            ("base/5/pg_filenode.map", None),
+            ("base/5/99999999999", None),
+            ("base/16384", None),
+            ("pg_xact/0000", None),
+            ("pg_tblspc/16400/x/5/16401", None),
+            ("postgresql.conf", None),
+        ] {
+            assert_eq!(of(path), want, "{path}");
+        }
+    }
 
     fn role(path: &str) -> Role {
         path.split('/').filter(|p| !p.is_empty()).fold(Role::Top, |r, p| r.of_child(p.as_bytes()))

@@ -42,6 +42,7 @@ pub mod stats;
 pub use attr::{Attr, DirEntry, Kind, Make, RenameMode, Seek, SetAttr, SetTime};
 pub use error::{Error, Result};
 pub use forks::{
-    Edit, Fork, ForkEntry, ForkInfo, ForkReport, Layout, Options, ResetTo, SnapshotInfo, Space, Status, Store,
+    Edit, FileChange, FileUsage, Fork, ForkEntry, ForkInfo, ForkReport, Layout, Options, PageChanges,
+    ResetTo, Side, SnapshotInfo, Space, Status, Store,
 };
 pub use ids::{FileId, ForkId, LayerId, check_fork_name, check_label};

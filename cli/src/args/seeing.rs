@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::seconds;
+use super::{Place, seconds};
 
 /// `stats`
 #[derive(Args, Debug)]
@@ -28,4 +28,56 @@ pub struct Stats {
     /// As text for Prometheus
     #[arg(long, conflicts_with_all = ["watch", "json"])]
     pub prometheus: bool,
+}
+
+/// `diff`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs diff main pr42                      which tables and indexes differ, and by how many pages
+  pgcowfs diff pr42@before pr42 --checkpoint  what a migration has done
+  pgcowfs diff main pr42 --schema             what pg_dump says of both, compared
+  pgcowfs diff main pr42 --json | jq '.relations[0]'
+
+It compares where pages are, not the pages: what both sides share is not looked at, so the time follows the difference. Pages with \
+the same contents in another place (by their checksum) are counted apart. What a server has not written yet is not there; \
+--checkpoint has it written first. The names of tables come from a running server of either side; without one, files are named.")]
+pub struct Diff {
+    /// A fork or a snapshot
+    #[arg(value_name = "FORK[@LABEL]")]
+    pub a: Place,
+    /// Another one
+    #[arg(value_name = "FORK[@LABEL]")]
+    pub b: Place,
+    /// Have running servers write what they have changed (CHECKPOINT)
+    #[arg(long)]
+    pub checkpoint: bool,
+    /// Compare the definitions (pg_dump --schema-only), not the pages; both forks must run
+    #[arg(long, conflicts_with = "checkpoint")]
+    pub schema: bool,
+    /// Only this database, with --schema
+    #[arg(long, short, value_name = "NAME", requires = "schema")]
+    pub database: Option<String>,
+}
+
+/// `du`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs du pr42
+  pgcowfs du pr42 --relations                 the 20 tables and indexes that take most for this fork alone
+  pgcowfs du pr42 --relations --top 5 --json
+
+\"exclusive\" is what goes back to the disk when the fork goes: pages and WAL that it alone has. \"shared\" is pages that others are \
+built on, too. \"kept\" is what it does not show any more and holds nevertheless: pages of its snapshots, and of layers that are to \
+be merged.")]
+pub struct Du {
+    /// The fork
+    pub fork: String,
+    /// Each table and index
+    #[arg(long)]
+    pub relations: bool,
+    /// So many of them
+    #[arg(long, value_name = "N", default_value = "20", requires = "relations")]
+    pub top: usize,
 }

@@ -4,6 +4,8 @@
 mod check;
 mod checkpoint;
 mod create;
+mod diff;
+mod du;
 mod expire;
 mod fork;
 mod gc;
@@ -93,6 +95,8 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Mount(args) => mount::run(&context, args),
         Command::Umount(args) => umount::run(&context, args),
         Command::Status(_) => status::run(&context),
+        Command::Diff(args) => diff::run(&context, args),
+        Command::Du(args) => du::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),
         Command::Gc(args) => gc::run(&context, args),
         Command::Check(args) => check::check(&context, args),

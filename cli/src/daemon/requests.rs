@@ -153,6 +153,8 @@ impl Daemon {
             Request::Hello => reply(Ok(self.hello())),
             Request::Status => reply(self.status()),
             Request::List => reply(self.list()),
+            Request::Diff { a, b } => reply(self.diff(&a, &b)),
+            Request::Usage { fork } => reply(self.usage(&fork)),
             Request::Stats { fork } => reply(self.stats(fork.as_deref())),
             Request::Info { fork, layout } => {
                 reply(self.info(&fork).map(|row| if layout { self.with_layout(row) } else { row }))

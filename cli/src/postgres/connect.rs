@@ -31,23 +31,28 @@ pub enum When {
     AboveWal(u64),
 }
 
-/// Asks the server for a CHECKPOINT, if that is wanted now; says how long it took.
-pub fn checkpoint(address: &Address, when: When) -> Result<Option<Duration>> {
+/// Runs `work` as the address's user, with what it needs to wait for a server.
+pub(super) fn wait<T: Send>(address: &Address, work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
     address.user.run(|| {
         // A runtime of this thread only: the connection must be made by a
         // thread that is the fork's user (`OsUser::run`).
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.context(|| "cannot start the SQL client")?.block_on(async {
-            let client = connect(address).await?;
-            if let When::AboveWal(limit) = when
-                && wal_since_checkpoint(&client).await? <= limit
-            {
-                return Ok(None);
-            }
-            let start = Instant::now();
-            client.batch_execute("CHECKPOINT").await.map_err(|e| refused("CHECKPOINT failed", &e))?;
-            Ok(Some(start.elapsed()))
-        })
+        runtime.context(|| "cannot start the SQL client")?.block_on(work())
+    })
+}
+
+/// Asks the server for a CHECKPOINT, if that is wanted now; says how long it took.
+pub fn checkpoint(address: &Address, when: When) -> Result<Option<Duration>> {
+    wait(address, async || {
+        let client = connect(address).await?;
+        if let When::AboveWal(limit) = when
+            && wal_since_checkpoint(&client).await? <= limit
+        {
+            return Ok(None);
+        }
+        let start = Instant::now();
+        client.batch_execute("CHECKPOINT").await.map_err(|e| refused("CHECKPOINT failed", &e))?;
+        Ok(Some(start.elapsed()))
     })
 }
 
@@ -69,33 +74,35 @@ pub fn sessions(address: &Address) -> Result<Vec<Session>> {
                  coalesce(usename::text, '-'), pid FROM pg_stat_activity \
                  WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_backend_pid() \
                  ORDER BY backend_start";
-    address.user.run(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.context(|| "cannot start the SQL client")?.block_on(async {
-            let client = connect(address).await?;
-            let rows = client.query(query, &[]).await;
-            let rows = rows.map_err(|e| refused("cannot ask who is connected", &e))?;
-            let session = |row: &tokio_postgres::Row| {
-                Ok(Session {
-                    application: row.try_get(0)?,
-                    database: row.try_get(1)?,
-                    role: row.try_get(2)?,
-                    pid: row.try_get(3)?,
-                })
-            };
-            let sessions: std::result::Result<_, tokio_postgres::Error> = rows.iter().map(session).collect();
-            sessions.map_err(|e| refused("cannot read who is connected", &e))
-        })
+    wait(address, async || {
+        let client = connect(address).await?;
+        let rows = client.query(query, &[]).await;
+        let rows = rows.map_err(|e| refused("cannot ask who is connected", &e))?;
+        let session = |row: &tokio_postgres::Row| {
+            Ok(Session {
+                application: row.try_get(0)?,
+                database: row.try_get(1)?,
+                role: row.try_get(2)?,
+                pid: row.try_get(3)?,
+            })
+        };
+        let sessions: std::result::Result<_, tokio_postgres::Error> = rows.iter().map(session).collect();
+        sessions.map_err(|e| refused("cannot read who is connected", &e))
     })
 }
 
-async fn connect(address: &Address<'_>) -> Result<Client> {
+pub(super) async fn connect(address: &Address<'_>) -> Result<Client> {
+    connect_to(address, "postgres").await
+}
+
+/// The same to another database than `postgres`.
+pub(super) async fn connect_to(address: &Address<'_>, database: &str) -> Result<Client> {
     let mut config = Config::new();
     config
         .host_path(address.socket_dir)
         .port(address.port)
         .user(address.role)
-        .dbname("postgres")
+        .dbname(database)
         .application_name("pgcowfs")
         .connect_timeout(Duration::from_secs(10));
     if let Some(password) = address.password {
@@ -125,7 +132,7 @@ async fn wal_since_checkpoint(client: &Client) -> Result<u64> {
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
-fn refused(what: &str, error: &tokio_postgres::Error) -> Error {
+pub(super) fn refused(what: &str, error: &tokio_postgres::Error) -> Error {
     let mut result = Error::new(Kind::Postgres, what);
     // The outermost text is only "db error" or "error connecting to server".
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);

@@ -12,6 +12,8 @@ pub mod import;
 pub mod initdb;
 pub mod links;
 pub mod pid_file;
+pub mod relations;
+pub mod schema;
 pub mod server;
 pub mod tree;
 pub mod user;

@@ -88,3 +88,46 @@ impl Stats {
         }
     }
 }
+
+/// A fork as it is, or a snapshot of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Side {
+    /// The fork.
+    pub fork: String,
+    /// The snapshot's label.
+    pub label: Option<String>,
+}
+
+/// A file that differs between two sides.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FileChangeRow {
+    /// Its path in the data directory.
+    pub path: String,
+    /// Its size on the first side; null: it is not there.
+    pub before: Option<u64>,
+    /// Its size on the second side.
+    pub after: Option<u64>,
+    /// Pages that only the second side has.
+    pub added: u64,
+    /// Pages that only the first side has.
+    pub removed: u64,
+    /// Pages with other contents.
+    pub changed: u64,
+    /// Pages in other places, with the same contents.
+    pub rewritten: u64,
+}
+
+/// What a file takes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FileUsageRow {
+    /// Its path in the data directory.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Bytes of pages that only its fork has.
+    pub exclusive_bytes: u64,
+    /// Bytes of pages that lie in layers which others are built on, too.
+    pub shared_bytes: u64,
+    /// Bytes that its base shows.
+    pub base_bytes: u64,
+}

@@ -8,6 +8,7 @@
 //! layers, in one batch. A snapshot is a name for the frozen layer (`snapshot.rs`), a
 //! reset a new fork on one that takes the old one's name.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -334,19 +335,23 @@ impl Store {
                 }
             });
         };
-        let roots = match record.base.as_str() {
-            "" => Vec::new(),
-            base => base::roots(std::path::Path::new(base)),
-        };
-        let near = self.loaded_fork(of).and_then(|fork| {
-            let head = fork.head.lock();
-            (head.parent == layer).then(|| head.below.clone())
-        });
+        let near = self.loaded_fork(of).and_then(|fork| fork.below(layer));
         let state = match near {
             Some(state) => state,
-            None => self.state_of(layer, &roots).inspect_err(|_| self.leave_layer(record.head))?,
+            None => {
+                let state = self.state_of(layer, &roots(&record));
+                state.inspect_err(|_| self.leave_layer(record.head))?
+            }
         };
         Ok(self.begin_child(record, layer, state))
+    }
+
+    /// What a frozen layer of a fork shows. The caller holds `moves`.
+    pub(super) fn frozen_state(&self, fork: &Fork, layer: LayerId) -> Result<State> {
+        match fork.below(layer) {
+            Some(state) => Ok(state),
+            None => self.state_of(layer, &roots(&fork.record.lock().clone())),
+        }
     }
 
     /// Makes a child durable, and visible under its name; in the place of another
@@ -505,6 +510,22 @@ impl Store {
                 Err(e)
             }
         }
+    }
+}
+
+impl Fork {
+    /// What that layer shows, if it is the one that the head stands on.
+    fn below(&self, layer: LayerId) -> Option<State> {
+        let head = self.head.lock();
+        (head.parent == layer).then(|| head.below.clone())
+    }
+}
+
+/// The directories of the base that a fork has in place.
+fn roots(record: &ForkRecord) -> Vec<PathBuf> {
+    match record.base.as_str() {
+        "" => Vec::new(),
+        base => base::roots(Path::new(base)),
     }
 }
 

@@ -8,6 +8,7 @@ mod check;
 mod commit;
 mod copy;
 mod core;
+mod diff;
 #[cfg(feature = "rocks")]
 mod directory;
 mod fork;
@@ -32,6 +33,7 @@ mod tables;
 mod write;
 
 pub use branch::{Edit, ForkReport, ResetTo};
+pub use diff::{FileChange, FileUsage, PageChanges, Side};
 #[cfg(feature = "rocks")]
 pub use directory::{check_closed, repair_closed};
 pub use fork::Fork;

@@ -306,6 +306,13 @@ impl Tree {
         }
     }
 
+    /// Visits the blocks below `end` whose entries differ, with both. What the two
+    /// trees share is not looked at, so that the cost follows the difference.
+    pub fn diff(&self, other: &Tree, end: u64, visit: &mut dyn FnMut(BlockNo, Option<Entry>, Option<Entry>)) {
+        let mut diff = Diff { end: end.min(1 << 32), visit };
+        diff.trees((self.root.as_ref(), self.height), (other.root.as_ref(), other.height), 0);
+    }
+
     /// Number of nodes that this tree does not share with any other.
     #[cfg(test)]
     fn own_nodes(&self) -> usize {
@@ -364,6 +371,64 @@ fn clear_node(
                 }
             }
             inner.children.iter().all(Option::is_none)
+        }
+    }
+}
+
+/// A node with its height.
+type Rooted<'a> = (Option<&'a Arc<Node>>, u32);
+
+/// The comparison of two trees.
+struct Diff<'a> {
+    end: u64,
+    visit: &'a mut dyn FnMut(BlockNo, Option<Entry>, Option<Entry>),
+}
+
+impl Diff<'_> {
+    /// Two nodes that begin at the same block. The lower one is what would be the first
+    /// child of one as high as the other.
+    fn trees(&mut self, a: Rooted<'_>, b: Rooted<'_>, first: u64) {
+        let shared = match (a.0, b.0) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        if shared || first >= self.end {
+            return;
+        }
+        let height = a.1.max(b.1);
+        if height == 0 {
+            return self.leaves(a.0, b.0, first);
+        }
+        let below = |(node, of): Rooted<'_>, i: usize| match node.map(|node| (node, &**node)) {
+            Some((_, Node::Inner(inner))) if of == height => inner.children[i].clone(),
+            Some((node, _)) if of < height && i == 0 => Some(node.clone()),
+            _ => None,
+        };
+        let height_of = |of: u32| of.min(height - 1);
+        for i in 0..FANOUT {
+            let (a_child, b_child) = (below(a, i), below(b, i));
+            self.trees(
+                (a_child.as_ref(), height_of(a.1)),
+                (b_child.as_ref(), height_of(b.1)),
+                first + i as u64 * span(height - 1),
+            );
+        }
+    }
+
+    fn leaves(&mut self, a: Option<&Arc<Node>>, b: Option<&Arc<Node>>, first: u64) {
+        let entry = |node: Option<&Arc<Node>>, i: usize| match node.map(|node| &**node) {
+            Some(Node::Leaf(leaf)) if leaf.slots[i] != NONE => {
+                Some(Entry { slot: leaf.slots[i], crc: leaf.crcs[i] })
+            }
+            _ => None,
+        };
+        for i in 0..LEAF_BLOCKS {
+            let block = first + i as u64;
+            let (a, b) = (entry(a, i), entry(b, i));
+            if a != b && block < self.end {
+                (self.visit)(block as BlockNo, a, b);
+            }
         }
     }
 }
@@ -439,6 +504,26 @@ mod tests {
     }
 
     #[test]
+    fn a_difference_is_found_without_looking_at_what_is_shared() {
+        let mut parent = Tree::new();
+        for block in 0..1 << 17 {
+            parent.set(block, entry(block), L1);
+        }
+        let mut child = parent.clone();
+        let differing = |a: &Tree, b: &Tree| {
+            let mut blocks = Vec::new();
+            a.diff(b, 1 << 32, &mut |block, _, _| blocks.push(block));
+            blocks
+        };
+        assert_eq!(differing(&parent, &child), []);
+        child.set(70_000, entry(1), L2);
+        child.set(1 << 30, entry(2), L2);
+        assert_eq!(differing(&parent, &child), [70_000, 1 << 30]);
+        assert_eq!(differing(&child, &parent), [70_000, 1 << 30]);
+        assert_eq!(differing(&Tree::new(), &child).len(), (1 << 17) + 1);
+    }
+
+    #[test]
     fn holes_hide_and_own_nothing() {
         let mut tree = Tree::new();
         tree.set(3, entry(3), L1);
@@ -491,6 +576,21 @@ mod tests {
                 }
             }
             snapshots.push((tree, model));
+            for ((a, a_model), (b, b_model)) in snapshots.iter().zip(snapshots.iter().rev()) {
+                let end = u64::from(a_model.len() as u32 * 97);
+                let mut seen = Vec::new();
+                a.diff(b, end, &mut |block, a, b| seen.push((block, a, b)));
+                let mut blocks: Vec<u32> = a_model.keys().chain(b_model.keys()).copied().collect();
+                blocks.sort_unstable();
+                blocks.dedup();
+                let of = |model: &BTreeMap<u32, (Entry, LayerId)>, block| model.get(&block).map(|(e, _)| *e);
+                let want: Vec<_> = blocks
+                    .into_iter()
+                    .map(|block| (block, of(a_model, block), of(b_model, block)))
+                    .filter(|(block, a, b)| a != b && u64::from(*block) < end)
+                    .collect();
+                prop_assert_eq!(seen, want);
+            }
             for (tree, model) in snapshots {
                 let mut seen = Vec::new();
                 tree.visit(0, 1 << 32, layer, &mut |b, e, owned| { seen.push((b, e, owned)); true });
