@@ -22,6 +22,7 @@ mod e2e {
     mod disk_full;
     mod ephemeral;
     mod expire;
+    mod footprint;
     mod fork_load;
     mod hostile_dirs;
     mod lifecycle;

@@ -30,7 +30,7 @@ pub use self::expire::{Expire, ExpiryOptions};
 pub use self::pool::PoolArgs;
 pub use self::run::Run;
 pub use self::schedule::ScheduleArgs;
-pub use self::seeing::{Diff, Du, Stats};
+pub use self::seeing::{Diff, Du, Footprint, Stats};
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -130,6 +130,8 @@ pub enum Command {
     Status(Status),
     /// Show by which pages two forks or snapshots differ, or how their definitions do
     Diff(Diff),
+    /// Run a command on a throwaway fork, and show what it has written and locked
+    Footprint(Footprint),
     /// Show what a fork takes, alone and with others
     Du(Du),
     /// Show what the daemon has counted: requests, how long they took, bytes
@@ -733,6 +735,7 @@ mod tests {
             "pgcowfs diff a b@v1 --checkpoint",
             "pgcowfs diff a b --schema -d shop",
             "pgcowfs du a --relations --top 5",
+            "pgcowfs footprint a --max-pages 5 --max-wal 1MB --max-lock-wait 0.5 --max-time 9 -- psql -c x",
             "pgcowfs stats",
             "pgcowfs stats a --watch 0.5 --json",
             "pgcowfs stats --prometheus",
@@ -766,6 +769,7 @@ mod tests {
             "pgcowfs diff a",
             "pgcowfs diff a b -d shop",
             "pgcowfs du a --top 5",
+            "pgcowfs footprint a",
             "pgcowfs init --keep-free 1%2",
             "pgcowfs scrub --seal",
             "pgcowfs scrub a --restore base/5/1",

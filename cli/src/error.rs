@@ -34,11 +34,13 @@ pub enum Kind {
     Storage,
     /// PostgreSQL itself did not do what it was asked.
     Postgres,
+    /// Something took more than its user allowed.
+    Budget,
 }
 
 impl Kind {
     /// Every kind, in the order of the exit codes.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Failed,
         Kind::Usage,
         Kind::NotFound,
@@ -48,6 +50,7 @@ impl Kind {
         Kind::BadInput,
         Kind::Storage,
         Kind::Postgres,
+        Kind::Budget,
     ];
 
     /// The exit code of a program that failed so.
@@ -62,6 +65,7 @@ impl Kind {
             Kind::BadInput => 7,
             Kind::Storage => 8,
             Kind::Postgres => 9,
+            Kind::Budget => 10,
         }
     }
 
@@ -79,6 +83,7 @@ impl Kind {
             }
             Kind::Storage => "the disk is full, read-only, failing or damaged",
             Kind::Postgres => "PostgreSQL failed, or was not ready in time",
+            Kind::Budget => "a budget of footprint is exceeded",
         }
     }
 }

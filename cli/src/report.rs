@@ -4,6 +4,7 @@
 mod branches;
 mod diff;
 mod expire;
+mod footprint;
 mod pool;
 mod run;
 mod schedule;
@@ -29,6 +30,7 @@ pub use self::diff::{
 };
 pub use self::expire::ExpireReport;
 use self::expire::expiry_remarks;
+pub use self::footprint::FootprintReport;
 pub use self::pool::PoolsReport;
 use self::pool::pools_text;
 pub use self::run::RunReport;

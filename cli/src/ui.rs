@@ -30,6 +30,11 @@ impl Ui {
         }
     }
 
+    /// Whether stdout is for JSON alone.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Prints a command's result.
     pub fn print<R: Report>(&self, report: &R) -> Result<()> {
         let mut text = if self.json {

@@ -1,10 +1,11 @@
 //! The command line of those who only look.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{Place, seconds};
+use super::{Place, seconds, setting, size};
 
 /// `stats`
 #[derive(Args, Debug)]
@@ -80,4 +81,40 @@ pub struct Du {
     /// So many of them
     #[arg(long, value_name = "N", default_value = "20", requires = "relations")]
     pub top: usize,
+}
+
+/// `footprint`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs footprint main -- psql -f migration.sql
+  pgcowfs footprint main --max-pages 10000 --max-lock-wait 0.5 --json -- ./migrate.sh
+  pgcowfs footprint main@seeded -- npm run migrate
+
+It forks FORK, starts the fork, runs the command with PGHOST, PGPORT, PGUSER, PGDATABASE and DATABASE_URL leading there, and says \
+which tables and indexes it has written to, which of them it has written anew as a whole, how much WAL that made, how long \
+somebody waited for a lock (looked at every 50 ms, so shorter waits are not seen), and how long it took. Autovacuum is off meanwhile. The fork is removed afterwards. \
+The exit code is 10 if a budget is exceeded, and 1 if the command fails.")]
+pub struct Footprint {
+    /// The fork to try it on, or a snapshot; it stays as it is
+    #[arg(value_name = "FORK[@LABEL]")]
+    pub fork: Place,
+    /// Pages that may be written, new ones included
+    #[arg(long, value_name = "N")]
+    pub max_pages: Option<u64>,
+    /// WAL that may be written
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_wal: Option<u64>,
+    /// How long anybody may wait for a lock (PostgreSQL 14 or newer)
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub max_lock_wait: Option<Duration>,
+    /// How long the command may take; it is stopped then
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub max_time: Option<Duration>,
+    /// A setting for the fork's server; may be repeated
+    #[arg(long = "set", short = 'c', value_name = "NAME=VALUE", value_parser = setting)]
+    pub settings: Vec<(String, String)>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }

@@ -7,6 +7,7 @@ mod create;
 mod diff;
 mod du;
 mod expire;
+mod footprint;
 mod fork;
 mod gc;
 mod init;
@@ -97,6 +98,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Status(_) => status::run(&context),
         Command::Diff(args) => diff::run(&context, args),
         Command::Du(args) => du::run(&context, args),
+        Command::Footprint(args) => footprint::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),
         Command::Gc(args) => gc::run(&context, args),
         Command::Check(args) => check::check(&context, args),

@@ -11,6 +11,7 @@ pub mod identity;
 pub mod import;
 pub mod initdb;
 pub mod links;
+pub mod observe;
 pub mod pid_file;
 pub mod relations;
 pub mod schema;
