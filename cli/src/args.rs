@@ -30,7 +30,7 @@ pub use self::expire::{Expire, ExpiryOptions};
 pub use self::pool::PoolArgs;
 pub use self::run::Run;
 pub use self::schedule::ScheduleArgs;
-pub use self::seeing::{Diff, Du, Footprint, Stats};
+pub use self::seeing::{Diff, Du, Footprint, Stats, Top};
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -136,6 +136,8 @@ pub enum Command {
     Du(Du),
     /// Show what the daemon has counted: requests, how long they took, bytes
     Stats(Stats),
+    /// Show live what each fork asks of the daemon
+    Top(Top),
     /// Give the space that nothing needs back to the disk
     Gc(Gc),
     /// Check that the store's records fit together
@@ -736,6 +738,7 @@ mod tests {
             "pgcowfs diff a b --schema -d shop",
             "pgcowfs du a --relations --top 5",
             "pgcowfs footprint a --max-pages 5 --max-wal 1MB --max-lock-wait 0.5 --max-time 9 -- psql -c x",
+            "pgcowfs top --interval 5 --once --json",
             "pgcowfs stats",
             "pgcowfs stats a --watch 0.5 --json",
             "pgcowfs stats --prometheus",

@@ -9,6 +9,7 @@ mod pool;
 mod run;
 mod schedule;
 mod stats;
+mod top;
 mod tree;
 
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ use self::pool::pools_text;
 pub use self::run::RunReport;
 pub use self::schedule::SchedulesReport;
 pub use self::stats::{StatsReport, prometheus};
+pub use self::top::TopReport;
 pub use self::tree::{TreeNode, TreeReport};
 
 /// A command's result.

@@ -5,6 +5,8 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
+use crate::common::pg::Postgres;
+use crate::common::process::signal;
 use crate::common::store::{QUIET, Store, number, real};
 use crate::common::turn_on_a_mount;
 
@@ -106,4 +108,50 @@ fn stats_by_interval() {
     drop(lines);
     let ended = watch.wait().expect("wait for its end");
     assert!(ended.success(), "{ended}");
+}
+
+/// What is going on, of each fork and in all.
+#[test]
+fn top_shows_who_is_busy() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let store = Store::new();
+    store.create("main", QUIET);
+    store.ok(["fork", "main", "calm"]);
+    store.start("main");
+    store.pgbench("main", ["-i", "-q", "-s", "1"]);
+    let at = store.endpoint("main");
+    let mut busy = Postgres::get().client("pgbench", &at);
+    busy.args(["-n", "-c", "1", "-T", "600", "postgres"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut busy = busy.spawn().expect("start pgbench");
+    let mut command = store.command(["top", "--interval", "0.5", "--json"]);
+    let mut top = command.stdout(Stdio::piped()).spawn().expect("start top");
+    let mut lines = BufReader::new(top.stdout.take().expect("its output")).lines();
+    loop {
+        let line = lines.next().expect("another line").expect("read");
+        let report: Value = serde_json::from_str(&line).expect("a line of JSON");
+        let forks = report["forks"].as_array().expect("forks");
+        if real(&forks[0], "fsyncs_per_s") > 0.0 {
+            assert_eq!(
+                (&forks[0]["name"], &forks[0]["state"]),
+                (&"main".into(), &"running".into()),
+                "{report}"
+            );
+            assert!(
+                real(&forks[0], "write_bytes_per_s") > 8192.0 && real(&forks[0], "mean_us") > 0.0,
+                "{report}"
+            );
+            assert!(real(&report["all"], "requests_per_s") >= real(&forks[0], "requests_per_s"), "{report}");
+            assert_eq!(forks[1]["name"], "calm", "{report}");
+            break;
+        }
+    }
+    drop(lines);
+    assert!(top.wait().expect("wait for its end").success());
+    signal(busy.id(), nix::sys::signal::Signal::SIGTERM);
+    busy.wait().expect("wait for pgbench");
+    let said = store.ok(["top", "--once", "--interval", "0.1"]);
+    assert!(said.starts_with("FORK") && said.contains("calm") && !said.contains('\x1b'), "{said}");
+    store.stop("main");
 }

@@ -118,3 +118,21 @@ pub struct Footprint {
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
+
+/// `top`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs top
+  pgcowfs top --interval 5 | tee load.txt     one table each 5 seconds
+  pgcowfs top --once --json
+
+It shows what the kernel asks the daemon for, of each fork and in all; what the kernel answers from its cache does not come here.")]
+pub struct Top {
+    /// Seconds that each table is about
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub interval: Duration,
+    /// End after one table
+    #[arg(long)]
+    pub once: bool,
+}

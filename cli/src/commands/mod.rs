@@ -28,6 +28,7 @@ mod start;
 mod stats;
 mod status;
 mod stop;
+mod top;
 mod tree;
 mod umount;
 mod url;
@@ -100,6 +101,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Du(args) => du::run(&context, args),
         Command::Footprint(args) => footprint::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),
+        Command::Top(args) => top::run(&context, args),
         Command::Gc(args) => gc::run(&context, args),
         Command::Check(args) => check::check(&context, args),
         Command::Scrub(args) => check::scrub(&context, args),
@@ -108,7 +110,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
 }
 
 /// Whether a fork's server runs.
-fn state(row: &ForkRow) -> State {
+pub fn state(row: &ForkRow) -> State {
     State::of(row.pid_file.as_deref(), &row.pgdata)
 }
 
