@@ -20,6 +20,7 @@ mod e2e {
     mod damage;
     mod debian;
     mod disk_full;
+    mod doctor;
     mod ephemeral;
     mod expire;
     mod footprint;

@@ -30,7 +30,7 @@ pub use self::expire::{Expire, ExpiryOptions};
 pub use self::pool::PoolArgs;
 pub use self::run::Run;
 pub use self::schedule::ScheduleArgs;
-pub use self::seeing::{Diff, Du, Footprint, Stats, Top};
+pub use self::seeing::{Diff, Doctor, Du, Footprint, Stats, Top};
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -140,6 +140,8 @@ pub enum Command {
     Top(Top),
     /// Give the space that nothing needs back to the disk
     Gc(Gc),
+    /// Look for what on this machine is in pgcowfs's way, and say how to mend it
+    Doctor(Doctor),
     /// Check that the store's records fit together
     Check(Check),
     /// Check the store, and read every page in it
@@ -739,6 +741,7 @@ mod tests {
             "pgcowfs du a --relations --top 5",
             "pgcowfs footprint a --max-pages 5 --max-wal 1MB --max-lock-wait 0.5 --max-time 9 -- psql -c x",
             "pgcowfs top --interval 5 --once --json",
+            "pgcowfs doctor --json",
             "pgcowfs stats",
             "pgcowfs stats a --watch 0.5 --json",
             "pgcowfs stats --prometheus",

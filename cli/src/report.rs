@@ -3,6 +3,7 @@
 
 mod branches;
 mod diff;
+mod doctor;
 mod expire;
 mod footprint;
 mod pool;
@@ -29,6 +30,7 @@ pub use self::branches::{
 pub use self::diff::{
     DiffReport, DuReport, FileDiff, Pages, RelationDiff, RelationUsage, SchemaDiff, SchemaReport,
 };
+pub use self::doctor::{Checked, DoctorReport, Finding};
 pub use self::expire::ExpireReport;
 use self::expire::expiry_remarks;
 pub use self::footprint::FootprintReport;

@@ -136,3 +136,14 @@ pub struct Top {
     #[arg(long)]
     pub once: bool,
 }
+
+/// `doctor`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  pgcowfs doctor
+  pgcowfs doctor --json | jq '.checks[] | select(.state != \"ok\")'
+
+It looks at the machine, and at the store if there is one; it changes and starts nothing. The exit code is 6 if something keeps pgcowfs \
+from working; a warning does not count.")]
+pub struct Doctor {}

@@ -5,6 +5,7 @@ mod check;
 mod checkpoint;
 mod create;
 mod diff;
+mod doctor;
 mod du;
 mod expire;
 mod footprint;
@@ -102,6 +103,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Footprint(args) => footprint::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),
         Command::Top(args) => top::run(&context, args),
+        Command::Doctor(_) => doctor::run(&context),
         Command::Gc(args) => gc::run(&context, args),
         Command::Check(args) => check::check(&context, args),
         Command::Scrub(args) => check::scrub(&context, args),

@@ -34,7 +34,8 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    fn is_ours(&self) -> bool {
+    /// Whether it is a mount of pgcowfs.
+    pub fn is_ours(&self) -> bool {
         self.kind.starts_with("fuse")
             && (self.source.starts_with("pgcowfs") || self.kind.ends_with("pgcowfs"))
     }
@@ -47,16 +48,29 @@ pub fn mounted(path: &Path) -> Result<Option<Mounted>> {
     Ok(find_mount(&String::from_utf8_lossy(&text), path))
 }
 
+/// All mounts, with where they are.
+pub fn all() -> Result<Vec<(PathBuf, Mounted)>> {
+    let file = Path::new("/proc/self/mountinfo");
+    let text = fs::read(file).at("read", file)?;
+    Ok(String::from_utf8_lossy(&text).lines().filter_map(parse_mount).collect())
+}
+
+fn parse_mount(line: &str) -> Option<(PathBuf, Mounted)> {
+    let (front, back) = line.split_once(" - ")?;
+    let place = front.split(' ').nth(4)?;
+    let mut back = back.split(' ');
+    let (kind, source) = (back.next()?, back.next()?);
+    Some((unescape(place), Mounted { kind: kind.to_string(), source: source.to_string() }))
+}
+
 fn find_mount(mountinfo: &str, path: &Path) -> Option<Mounted> {
-    let on_path = |line: &str| {
-        let (front, back) = line.split_once(" - ")?;
-        let place = front.split(' ').nth(4)?;
-        let mut back = back.split(' ');
-        let (kind, source) = (back.next()?, back.next()?);
-        (unescape(place) == path).then(|| Mounted { kind: kind.to_string(), source: source.to_string() })
-    };
     // Later mounts cover earlier ones.
-    mountinfo.lines().filter_map(on_path).next_back()
+    mountinfo
+        .lines()
+        .filter_map(parse_mount)
+        .filter(|(place, _)| place == path)
+        .map(|(_, mount)| mount)
+        .next_back()
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.

@@ -95,6 +95,17 @@ pub fn find(pg_bin: Option<&Path>, major: Option<u32>) -> Result<Binaries> {
     Err(error.hint(advice(major)))
 }
 
+/// Every server that is found, each version once, the first one of it.
+pub fn all() -> Vec<Binaries> {
+    let mut found: Vec<Binaries> = Vec::new();
+    for binaries in places().iter().filter_map(|dir| Binaries::look(dir)) {
+        if !found.iter().any(|other| other.version == binaries.version) {
+            found.push(binaries);
+        }
+    }
+    found
+}
+
 fn advice(major: Option<u32>) -> String {
     let package = major.map_or("postgresql".to_string(), |major| format!("postgresql-{major}"));
     format!(
