@@ -25,6 +25,7 @@ mod e2e {
     mod expire;
     mod footprint;
     mod fork_load;
+    mod generated;
     mod hostile_dirs;
     mod lifecycle;
     mod names;

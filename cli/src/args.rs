@@ -5,6 +5,8 @@
 mod branches;
 #[path = "args/expire.rs"]
 mod expire;
+#[path = "args/generate.rs"]
+mod generate;
 #[path = "args/pool.rs"]
 mod pool;
 #[path = "args/run.rs"]
@@ -27,6 +29,7 @@ pub use self::branches::{
     CheckpointMode, CheckpointOptions, Place, Promote, Protect, Rename, Reset, Snapshot, Snapshots, Tree,
 };
 pub use self::expire::{Expire, ExpiryOptions};
+pub use self::generate::{Completions, Man, Shell};
 pub use self::pool::PoolArgs;
 pub use self::run::Run;
 pub use self::schedule::ScheduleArgs;
@@ -146,6 +149,10 @@ pub enum Command {
     Check(Check),
     /// Check the store, and read every page in it
     Scrub(Scrub),
+    /// Print a script with which a shell completes command lines
+    Completions(Completions),
+    /// Write manual pages
+    Man(Man),
 }
 
 /// `init`
@@ -742,6 +749,8 @@ mod tests {
             "pgcowfs footprint a --max-pages 5 --max-wal 1MB --max-lock-wait 0.5 --max-time 9 -- psql -c x",
             "pgcowfs top --interval 5 --once --json",
             "pgcowfs doctor --json",
+            "pgcowfs completions zsh",
+            "pgcowfs man /x",
             "pgcowfs stats",
             "pgcowfs stats a --watch 0.5 --json",
             "pgcowfs stats --prometheus",
@@ -773,6 +782,8 @@ mod tests {
             "pgcowfs init --keep-free 100%",
             "pgcowfs stats --prometheus --json",
             "pgcowfs diff a",
+            "pgcowfs completions",
+            "pgcowfs man",
             "pgcowfs diff a b -d shop",
             "pgcowfs du a --top 5",
             "pgcowfs footprint a",

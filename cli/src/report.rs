@@ -489,6 +489,21 @@ impl Report for PathReport {
     }
 }
 
+/// `man`
+#[derive(Debug, Serialize)]
+pub struct ManReport {
+    /// Where the pages are.
+    pub dir: PathBuf,
+    /// All of them.
+    pub pages: Vec<PathBuf>,
+}
+
+impl Report for ManReport {
+    fn human(&self, _color: bool) -> String {
+        format!("wrote {} pages to {}", self.pages.len(), self.dir.display())
+    }
+}
+
 /// `rm`
 #[derive(Debug, Serialize)]
 pub struct RmReport {

@@ -11,6 +11,7 @@ mod expire;
 mod footprint;
 mod fork;
 mod gc;
+mod generate;
 mod init;
 mod list;
 mod mount;
@@ -107,6 +108,8 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Gc(args) => gc::run(&context, args),
         Command::Check(args) => check::check(&context, args),
         Command::Scrub(args) => check::scrub(&context, args),
+        Command::Completions(args) => generate::completions(&context, args),
+        Command::Man(args) => generate::man(&context, args),
     }
     .map(|()| ExitCode::SUCCESS)
 }
