@@ -31,6 +31,7 @@ mod e2e {
     mod names;
     mod oracle_controls;
     mod pool;
+    mod roles;
     mod run;
     mod schedule;
     mod security;

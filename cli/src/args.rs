@@ -13,6 +13,8 @@ mod pool;
 mod run;
 #[path = "args/schedule.rs"]
 mod schedule;
+#[path = "args/role.rs"]
+mod role;
 #[path = "args/seeing.rs"]
 mod seeing;
 
@@ -33,6 +35,7 @@ pub use self::generate::{Completions, Man, Shell};
 pub use self::pool::PoolArgs;
 pub use self::run::Run;
 pub use self::schedule::ScheduleArgs;
+pub use self::role::RoleOptions;
 pub use self::seeing::{Diff, Doctor, Du, Footprint, Stats, Top};
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
@@ -338,6 +341,7 @@ Examples:
   pgcowfs fork main@'10 minutes ago' oops         main's newest snapshot that is as old as that
   pgcowfs fork main pr42 --checkpoint always      shortest recovery in the fork
   pgcowfs fork main pr42 --json                   with fork_ms and stall_ms
+  pgcowfs fork main pr42 --start --user app --password-file ~/.app-password --restricted
 
 The fork is the parent at one instant; a running parent runs on. The fork has its own port and socket directory, and does \
 not archive, replicate, subscribe or run scheduled jobs (unless --keep-identity).")]
@@ -359,6 +363,9 @@ pub struct Fork {
     /// Start the new fork, too
     #[arg(long)]
     pub start: bool,
+    /// Who uses it.
+    #[command(flatten)]
+    pub role: RoleOptions,
     /// About its server.
     #[command(flatten)]
     pub server: ServerOptions,
@@ -729,6 +736,7 @@ mod tests {
             "pgcowfs snapshot a v1 --checkpoint always",
             "pgcowfs snapshots --json",
             "pgcowfs fork a@v1 b",
+            "pgcowfs fork a b --start --user app --password-file f --restricted",
             "pgcowfs reset a",
             "pgcowfs promote a",
             "pgcowfs rename a b",
@@ -777,6 +785,9 @@ mod tests {
             "pgcowfs protect a --for 0s",
             "pgcowfs protect a --for 9999999999999999d",
             "pgcowfs fork a -b",
+            "pgcowfs fork a b --start --user app",
+            "pgcowfs fork a b --user app --password-file f",
+            "pgcowfs fork a b --start --restricted",
             "pgcowfs fork a b --quota 1MB",
             "pgcowfs quota a lots",
             "pgcowfs init --keep-free 100%",

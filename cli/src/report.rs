@@ -343,6 +343,8 @@ pub struct ForkedReport {
     pub map_bytes: u64,
     /// How long its server took to start; null if it was not to.
     pub start_ms: Option<f64>,
+    /// The role that `--user` made.
+    pub user: Option<String>,
     /// What its user should know.
     pub warnings: Vec<String>,
 }
@@ -366,6 +368,9 @@ impl Report for ForkedReport {
         match self.start_ms {
             Some(ms) => out += &connections(&self.fork, ms),
             None => out += &format!("next: pgcowfs start {}\n", self.fork.name),
+        }
+        if let Some(user) = &self.user {
+            out += &format!("  role    {} (with the password that was given)\n", one_line(user));
         }
         out
     }

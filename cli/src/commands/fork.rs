@@ -6,13 +6,15 @@ use jiff::Timestamp;
 
 use super::checkpoint::checkpoint;
 use super::expire::expiry;
-use super::{Context, ms, start};
+use super::{Context, address, ms, start, state, user};
 use crate::args::{CheckpointMode, CheckpointOptions, Fork, Place};
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
 use crate::launch;
 use crate::meta::Expiry;
 use crate::postgres::cluster;
+use crate::postgres::role::{HAS_DATA_ROLES, Role};
+use crate::postgres::server::{self, StopHow};
 use crate::protocol::{ForkRow, ForkSpec, Forked, Request, SnapshotRow};
 use crate::report::ForkedReport;
 
@@ -46,6 +48,15 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
     let mut client = context.client()?;
     let place = at_time(&mut client, &args.parent)?;
     let parent = check_parent(&mut client, &place, &args.checkpoint)?;
+    let role = match (&args.role.user, &args.role.password_file) {
+        (Some(name), Some(file)) => Some(Role::new(name, file, args.role.restricted)?),
+        _ => None,
+    };
+    if args.role.restricted && parent.meta.pg_version < HAS_DATA_ROLES {
+        return Err(Error::new(Kind::Usage, "--restricted needs PostgreSQL 14 or newer")
+            .cause(format!("{} is version {}", parent.name, parent.meta.pg_version))
+            .hint("leave it away, and grant what the role needs"));
+    }
     refuse_taken(&mut client, &args.child)?;
     let checkpoint = checkpoint_first(context, &place, &parent, &args.checkpoint)?;
     let wanted = Wanted {
@@ -65,6 +76,14 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
         true => Some(start::start(context, &mut client, &forked.row, &launch::default_options())?),
         false => None,
     };
+    if let Some(role) = &role
+        && let Err(error) = make_role(&mut client, role, &args.child)
+    {
+        // Half of what was asked for is nothing.
+        undo(&mut client, &args.child)
+            .map_err(|more| error.clone().cause(format!("the fork stays: {more}")))?;
+        return Err(error);
+    }
     let row = if args.start { client.info(&args.child)? } else { forked.row };
     context.ui.print(&ForkedReport {
         fork: context.report(&row),
@@ -74,8 +93,22 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
         checkpoint_ms: checkpoint.map(ms),
         map_bytes: forked.map_bytes,
         start_ms: started.map(ms),
+        user: args.role.user.clone(),
         warnings: forked.warnings,
     })
+}
+
+fn make_role(client: &mut Client, role: &Role, fork: &str) -> Result<()> {
+    let row = client.info(fork)?;
+    role.make(&address(&row, &user(&row)?))
+}
+
+fn undo(client: &mut Client, fork: &str) -> Result<()> {
+    let row = client.info(fork)?;
+    if let Some(pid) = state(&row).pid() {
+        server::stop(fork, &row.pgdata, pid, StopHow::Immediate, Duration::from_secs(60))?;
+    }
+    client.call(&Request::Remove { fork: fork.to_string() })
 }
 
 /// A place whose label is a time ago, such as `10 minutes ago`, is the newest snapshot

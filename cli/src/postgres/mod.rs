@@ -14,6 +14,7 @@ pub mod links;
 pub mod observe;
 pub mod pid_file;
 pub mod relations;
+pub mod role;
 pub mod schema;
 pub mod server;
 pub mod tree;
