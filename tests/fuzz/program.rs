@@ -141,6 +141,12 @@ fn requests() -> Vec<Vec<u8>> {
         Request::SetPool { fork: fork(), pool: None },
         Request::SetExpiry { fork: fork(), expiry: Some(Expiry { at: None, idle_s: Some(5) }) },
         Request::SetSchedule { fork: fork(), schedule: Some(Schedule { every_s: 1, keep: 2 }) },
+        Request::Stats { fork: Some(fork()) },
+        Request::Diff {
+            a: Side { fork: fork(), label: Some("seeded".into()) },
+            b: Side { fork: fork(), label: None },
+        },
+        Request::Usage { fork: fork() },
     ];
     all.iter().map(|request| (survives(request) + "\n").into_bytes()).collect()
 }
@@ -164,6 +170,9 @@ fn reply(input: &[u8]) {
             as_a::<Created>(value);
             as_a::<Forked>(value);
             as_a::<Inspected>(value);
+            as_a::<Stats>(value);
+            as_a::<Vec<FileChangeRow>>(value);
+            as_a::<Vec<FileUsageRow>>(value);
         }
         Reply::Progress(value) => as_a::<Progress>(value),
         Reply::Error(error) => {
