@@ -9,12 +9,12 @@ mod expire;
 mod generate;
 #[path = "args/pool.rs"]
 mod pool;
+#[path = "args/role.rs"]
+mod role;
 #[path = "args/run.rs"]
 mod run;
 #[path = "args/schedule.rs"]
 mod schedule;
-#[path = "args/role.rs"]
-mod role;
 #[path = "args/seeing.rs"]
 mod seeing;
 
@@ -33,9 +33,9 @@ pub use self::branches::{
 pub use self::expire::{Expire, ExpiryOptions};
 pub use self::generate::{Completions, Man, Shell};
 pub use self::pool::PoolArgs;
+pub use self::role::RoleOptions;
 pub use self::run::Run;
 pub use self::schedule::ScheduleArgs;
-pub use self::role::RoleOptions;
 pub use self::seeing::{Diff, Doctor, Du, Footprint, Stats, Top};
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
