@@ -174,10 +174,6 @@ fn start_turn(paths: &StorePaths) -> Result<Flock<File>> {
         .map_err(|(_, e)| Error::io(format!("cannot lock {}", path.display()), &e.into()))
 }
 
-/// The GNU C library gives threads their memory from up to eight arenas for each CPU, and what is free in one is of no
-/// use to the others. One for each CPU is enough for nobody to wait.
-const ARENAS: &str = "MALLOC_ARENA_MAX";
-
 /// Starts a daemon in the background and waits until it serves, or says why not.
 fn start(paths: &StorePaths, changes: &MountChanges) -> Result<()> {
     let path = paths.daemon_log();
@@ -191,10 +187,6 @@ fn start(paths: &StorePaths, changes: &MountChanges) -> Result<()> {
     }
     if let Some(memory) = changes.map_memory {
         command.arg("--map-memory").arg(String::from(memory));
-    }
-    if std::env::var_os(ARENAS).is_none() {
-        let cpus = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
-        command.env(ARENAS, cpus.to_string());
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     let mut child = command.spawn().context(|| "cannot start the daemon")?;

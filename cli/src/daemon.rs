@@ -9,6 +9,7 @@ mod compare;
 mod keeper;
 mod leases;
 pub mod logger;
+mod memory;
 pub mod mounts;
 mod pools;
 pub mod ports;
@@ -98,6 +99,7 @@ pub fn run(paths: &StorePaths, changes: MountChanges, ground: Ground) -> Result<
         log::error!("{panic}");
         std::process::abort();
     }));
+    memory::keep_little();
     let result = begin(paths, changes, ground);
     let (daemon, events, _lock) = match result {
         Ok(daemon) => daemon,
