@@ -28,8 +28,8 @@ pub fn needs_sync(row: &ForkRow) -> bool {
     !row.ephemeral && row.meta.pg_version >= 14
 }
 
-/// Starts the server of a fork that is durable as far as that needs it.
-pub fn launch(paths: &StorePaths, ui: &Ui, row: &ForkRow, options: &StartOptions) -> Result<Duration> {
+/// Refuses a fork whose files cannot be relied on.
+pub fn check_files(row: &ForkRow) -> Result<()> {
     let name = &row.name;
     if let (Some(fault), true) = (&row.fault, row.base_changed) {
         return Err(Error::new(Kind::BadInput, format!("the base of fork {name:?} has changed"))
@@ -44,6 +44,13 @@ pub fn launch(paths: &StorePaths, ui: &Ui, row: &ForkRow, options: &StartOptions
     if let Some(base) = &row.base {
         cluster::check_base(name, base, row.meta.base_mark)?;
     }
+    Ok(())
+}
+
+/// Starts the server of a fork that is durable as far as that needs it.
+pub fn launch(paths: &StorePaths, ui: &Ui, row: &ForkRow, options: &StartOptions) -> Result<Duration> {
+    let name = &row.name;
+    check_files(row)?;
     let user = OsUser::numbered(row.meta.uid)?;
     if user.uid == 0 {
         // PostgreSQL refuses root; what else the store names as its program does not.

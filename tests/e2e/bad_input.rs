@@ -224,7 +224,7 @@ fn newer_store() {
         refused(
             &store.run(args),
             BAD_INPUT,
-            &[store.dir().to_str().expect("UTF-8"), "format 3", "newer program"],
+            &[store.dir().to_str().expect("UTF-8"), &format!("format {}", newer[8]), "newer program"],
         );
     }
     assert_eq!(store_files(store.dir()), before, "the store was touched");

@@ -70,6 +70,7 @@ pub fn start(
 
 /// Makes a fork durable, as far as its server will rely on that.
 pub fn settle(client: &mut Client, row: &ForkRow) -> Result<()> {
+    launch::check_files(row)?;
     match launch::needs_sync(row) {
         true => client.call(&Request::Sync { fork: row.name.clone() }),
         false => Ok(()),
