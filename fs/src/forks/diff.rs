@@ -122,9 +122,8 @@ impl Store {
         }
         drop((files_a, files_b));
         differ.sort_by(|a, b| a.path.cmp(&b.path));
-        // What was removed meanwhile may have been read half.
-        self.is_there(a)?;
-        self.is_there(b)?;
+        self.is_still_there(a, &seen_a)?;
+        self.is_still_there(b, &seen_b)?;
         Ok(differ)
     }
 
@@ -166,7 +165,7 @@ impl Store {
                 base_pages: base_pages as u64,
             });
         }
-        self.is_there(&side)?;
+        self.is_still_there(&side, &seen)?;
         Ok(usage)
     }
 
@@ -185,8 +184,15 @@ impl Store {
         Ok(Seen { state, fork, _still: still })
     }
 
-    fn is_there(&self, side: &Side) -> Result<()> {
-        self.see(side).map(|_| ())
+    /// What was removed, or put back, while it was looked at, may have lost records.
+    fn is_still_there(&self, side: &Side, seen: &Seen<'_>) -> Result<()> {
+        drop(seen.fork.head().map_err(|_| Error::NoSuchFork(side.fork.clone()))?);
+        match &side.label {
+            Some(label) if self.core.snapshot(seen.fork.id(), label).is_none() => {
+                Err(Error::NoSuchSnapshot(side.fork.clone(), label.clone()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What the nearest layer shows that others than this fork are built on, too.
