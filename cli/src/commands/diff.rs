@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use similar::TextDiff;
 
+use super::fork::at_time;
 use super::{Context, address, ms, state, user};
 use crate::args::{Diff, Place};
 use crate::client::Client;
@@ -18,23 +19,25 @@ use crate::report::{DiffReport, FileDiff, Pages, RelationDiff, SchemaDiff, Schem
 /// Compares two forks or snapshots.
 pub fn run(context: &Context, args: &Diff) -> Result<()> {
     let mut client = context.client()?;
-    let (a, b) = (look_up(&mut client, &args.a)?, look_up(&mut client, &args.b)?);
+    let sides = [at_time(&mut client, &args.a)?, at_time(&mut client, &args.b)?];
+    let [place_a, place_b] = &sides;
+    let (a, b) = (look_up(&mut client, place_a)?, look_up(&mut client, place_b)?);
     if args.schema {
-        return compare_schemas(context, args, &a, &b);
+        return compare_schemas(context, args.database.as_deref(), (place_a, &a), (place_b, &b));
     }
     if args.checkpoint {
         // Of a snapshot, nothing is to be written any more.
-        for (row, _) in [(&a, &args.a), (&b, &args.b)].into_iter().filter(|(_, place)| place.label.is_none())
+        for (row, _) in [(&a, place_a), (&b, place_b)].into_iter().filter(|(_, place)| place.label.is_none())
         {
             write_out(row)?;
         }
     }
     let started = Instant::now();
-    let changes = compare(&mut client, &args.a, &args.b)?;
+    let changes = compare(&mut client, place_a, place_b)?;
     let took_ms = ms(started.elapsed());
     let names = [running_names(context, &a)?, running_names(context, &b)?];
     if names.iter().all(Option::is_none) && !changes.is_empty() {
-        let fork = &args.b.fork;
+        let fork = &place_b.fork;
         context
             .ui
             .note(format!("no server of either side runs; for the names of tables: pgcowfs start {fork}"));
@@ -43,8 +46,8 @@ pub fn run(context: &Context, args: &Diff) -> Result<()> {
     let mut pages = Pages::default();
     relations.iter().map(|r| &r.pages).chain(files.iter().map(|f| &f.pages)).for_each(|of| pages.add(of));
     context.ui.print(&DiffReport {
-        a: args.a.to_string(),
-        b: args.b.to_string(),
+        a: place_a.to_string(),
+        b: place_b.to_string(),
         pages,
         relations,
         files,
@@ -146,8 +149,13 @@ pub fn resolve(changes: &[FileChangeRow], names: [Option<&Names>; 2]) -> (Vec<Re
     (relations, files)
 }
 
-fn compare_schemas(context: &Context, args: &Diff, a: &ForkRow, b: &ForkRow) -> Result<()> {
-    for (place, row) in [(&args.a, a), (&args.b, b)] {
+fn compare_schemas(
+    context: &Context,
+    database: Option<&str>,
+    (place_a, a): (&Place, &ForkRow),
+    (place_b, b): (&Place, &ForkRow),
+) -> Result<()> {
+    for (place, row) in [(place_a, a), (place_b, b)] {
         if place.label.is_some() {
             return Err(Error::new(Kind::Usage, format!("{place} has no server to ask for its definitions"))
                 .cause("it is a snapshot")
@@ -169,12 +177,12 @@ fn compare_schemas(context: &Context, args: &Diff, a: &ForkRow, b: &ForkRow) -> 
     let mut wanted: Vec<String> = in_a.iter().chain(&in_b).cloned().collect();
     wanted.sort();
     wanted.dedup();
-    if let Some(database) = &args.database {
-        if !wanted.contains(database) {
+    if let Some(database) = database {
+        if !wanted.iter().any(|there| there == database) {
             return Err(Error::new(Kind::NotFound, format!("neither side has a database {database:?}"))
                 .hint(format!("they have: {}", wanted.join(", "))));
         }
-        wanted = vec![database.clone()];
+        wanted = vec![database.to_string()];
     }
     let mut databases = Vec::new();
     for database in wanted {
@@ -185,8 +193,8 @@ fn compare_schemas(context: &Context, args: &Diff, a: &ForkRow, b: &ForkRow) -> 
         let (old, new) = (dump(&in_a, &at_a)?, dump(&in_b, &at_b)?);
         let diff = TextDiff::from_lines(&old, &new);
         let head = |place: &Place| format!("{place}/{database}");
-        let text = diff.unified_diff().header(&head(&args.a), &head(&args.b)).to_string();
+        let text = diff.unified_diff().header(&head(place_a), &head(place_b)).to_string();
         databases.push(SchemaDiff { database, equal: old == new, diff: text });
     }
-    context.ui.print(&SchemaReport { a: args.a.to_string(), b: args.b.to_string(), databases })
+    context.ui.print(&SchemaReport { a: place_a.to_string(), b: place_b.to_string(), databases })
 }
