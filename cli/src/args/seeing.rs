@@ -91,7 +91,7 @@ Examples:
   pgcowfs footprint main --max-pages 10000 --max-lock-wait 0.5 --json -- ./migrate.sh
   pgcowfs footprint main@seeded -- npm run migrate
 
-It forks FORK, starts the fork, runs the command with PGHOST, PGPORT, PGUSER, PGDATABASE and DATABASE_URL leading there, and says \
+It forks FORK, starts the fork, runs the command with PGHOST, PGPORT, PGUSER, PGDATABASE and DATABASE_URL leading there, as `pgcowfs run` does, and says \
 which tables and indexes it has written to, which of them it has written anew as a whole, how much WAL that made, how long \
 somebody waited for a lock (looked at every 50 ms, so shorter waits are not seen), and how long it took. Autovacuum is off meanwhile. The fork is removed afterwards. \
 The exit code is 10 if a budget is exceeded, and 1 if the command fails.")]

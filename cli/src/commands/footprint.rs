@@ -12,6 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::diff::{compare, resolve, running_names, write_out};
 use super::fork::{self, Wanted};
+use super::run::variables;
 use super::{Context, address, ms, start, state, user};
 use crate::args::{CheckpointMode, CheckpointOptions, Footprint, Place};
 use crate::client::Client;
@@ -49,7 +50,7 @@ pub fn run(context: &Context, args: &Footprint) -> Result<()> {
         parent: &place,
         child: format!("footprint-{}", std::process::id()),
         port: None,
-        listen: String::new(),
+        listen: parent.meta.listen.clone(),
         settings: Vec::new(),
         keep_identity: false,
         quota: None,
@@ -146,15 +147,8 @@ fn run_command(
     interrupted: &AtomicBool,
 ) -> Result<(ExitStatus, bool)> {
     let (program, rest) = args.command.split_first().ok_or_else(|| Error::new(Kind::Usage, "no command"))?;
-    let meta = &row.meta;
     let mut command = Command::new(program);
-    command
-        .args(rest)
-        .env("PGHOST", &meta.socket_dir)
-        .env("PGPORT", meta.port.to_string())
-        .env("PGUSER", &meta.superuser)
-        .env("PGDATABASE", "postgres")
-        .env("DATABASE_URL", meta.socket_url("postgres"));
+    command.args(rest).envs(variables(row, "postgres"));
     if context.ui.is_json() {
         command.stdout(std::io::stderr());
     }

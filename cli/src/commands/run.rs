@@ -153,7 +153,7 @@ fn names(args: &Run) -> Vec<String> {
 }
 
 /// What tells a program how to reach a fork.
-fn variables(row: &ForkRow, database: &str) -> [(&'static str, OsString); 6] {
+pub fn variables(row: &ForkRow, database: &str) -> [(&'static str, OsString); 6] {
     let meta = &row.meta;
     // Not every driver knows Unix sockets in a URL.
     let tcp = meta.tcp_url(database, true).filter(|_| meta.password.is_some());
