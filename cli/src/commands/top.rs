@@ -12,13 +12,16 @@ use crate::report::TopReport;
 /// Shows what each fork asks of the daemon, again and again.
 pub fn run(context: &Context, args: &Top) -> Result<()> {
     let mut client = context.client()?;
-    let mut look =
-        || -> Result<(Stats, Instant)> { Ok((client.call(&Request::Stats { fork: None })?, Instant::now())) };
-    let (mut before, mut since) = look()?;
+    // On one connection: a daemon that has ended is not started again.
+    let mut look = || -> Result<(Stats, Instant, Vec<ForkRow>)> {
+        let stats = client.call(&Request::Stats { fork: None })?;
+        let at = Instant::now();
+        Ok((stats, at, client.call(&Request::List)?))
+    };
+    let (mut before, mut since, _) = look()?;
     loop {
         thread::sleep(args.interval);
-        let (now, at) = look()?;
-        let forks: Vec<ForkRow> = context.client()?.call(&Request::List)?;
+        let (now, at, forks) = look()?;
         let report = TopReport::new(&now.since(&before), &forks, at - since);
         if args.once {
             return context.ui.print(&report);
