@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::common::process::run;
+use crate::common::process::{run, wait_until};
 use crate::common::store::{Store, text};
 use crate::common::turn_on_a_mount;
 
@@ -65,6 +65,9 @@ fn what_is_in_the_way() {
     store.create("main", "");
     // A mount that is left over.
     store.kill_daemon();
+    // The kernel ends the mount when the last of its threads is gone.
+    let mount = store.dir().join("mnt");
+    wait_until("the mount's end", || std::fs::read_dir(&mount).is_err());
     let (report, code) = examine(&store);
     let stale = check(&report, "stale mounts");
     assert!(
