@@ -13,7 +13,7 @@ use crate::common::pg::Postgres;
 use crate::common::process::{Done, is_alive, signal, wait_until};
 use crate::common::random::Random;
 use crate::common::store::{QUIET, Store};
-use crate::common::{rounds, turn_on_a_mount};
+use crate::common::{ordinary_users_mount, rounds, turn_on_a_mount};
 
 /// A running cluster with a table of one row.
 pub fn running_main() -> Store {
@@ -98,6 +98,26 @@ fn a_database_for_a_command() {
     store.stop("main");
 }
 
+/// The same as an ordinary user, whose daemon ends servers of its own user.
+#[test]
+fn a_database_for_a_command_of_an_ordinary_user() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    if !ordinary_users_mount() {
+        return;
+    }
+    let store = Store::new_unprivileged();
+    store.create("main", QUIET);
+    let done = shell(&store, &["main"], "ask -c 'SELECT 1'; ask \"$DATABASE_URL\" -c 'SELECT 2'; exit 3");
+    assert_eq!((done.code, done.stdout.as_str()), (3, "1\n2\n"), "{}", done.report());
+    let mut child = begin(&store, "echo ready; while kill -0 $PPID; do sleep 0.05; done");
+    signal(child.id(), SIGKILL);
+    child.wait().expect("wait");
+    wait_until("the fork's end", || store.names() == ["main"]);
+    only(&store, &["main"]);
+}
+
 /// Each worker of a parallel test run has a database of its own.
 #[test]
 fn many_databases_for_a_command() {
@@ -165,7 +185,13 @@ fn bad_runs() {
 
 /// `pgcowfs run` in the background, once its command has said a word.
 fn begin(store: &Store, line: &str) -> Child {
-    let mut command = store.command(["run", "main", "--name", "mine", "--", "sh", "-c", line]);
+    begin_with(store, &[], line)
+}
+
+fn begin_with(store: &Store, options: &[&str], line: &str) -> Child {
+    let mut command =
+        store.command([&["run", "main", "--name", "mine"], options, &["--", "sh", "-c", line]].concat());
+    command.env("DAEMON", store.daemon_pid().to_string());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("start it");
     let mut said = String::new();
     BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut said).expect("read");
@@ -228,7 +254,14 @@ fn a_run_that_is_killed() {
         places.filter(|place| place.starts_with(mount)).all(|place| place.starts_with(&of_main))
     });
     only(&store, &["main"]);
-    store.stop("main");
+    // If it is the daemon, the command goes on without its database, and still says how it ended.
+    for options in [&[][..], &["--durable"]] {
+        let mut child =
+            begin_with(&store, options, "echo ready; while kill -0 $DAEMON; do sleep 0.05; done; exit 7");
+        store.kill_daemon();
+        assert_eq!(child.wait().expect("wait").code(), Some(7));
+        only(&store, &["main"]);
+    }
     store.ok(["umount"]);
     assert!(store.ok(["check"]).contains("nothing is wrong"));
 }

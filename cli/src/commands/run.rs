@@ -62,7 +62,9 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode> {
             kept.push(row.name.clone());
         }
     }
-    if let Err(error) = client.call::<()>(&Request::EndLeases) {
+    if client.call::<()>(&Request::EndLeases).is_err()
+        && let Err(error) = remove_left(context, args, &rows)
+    {
         context.ui.warn(format!("cannot tell whether the forks are removed: {error}"));
     }
     context.ui.aside(&RunReport {
@@ -74,6 +76,22 @@ pub fn run(context: &Context, args: &Run) -> Result<ExitCode> {
         kept,
     })?;
     Ok(ExitCode::from(code))
+}
+
+/// Removes what the daemon has left that had the forks, and has ended: ephemeral ones
+/// have ended with it, and their servers, too.
+fn remove_left(context: &Context, args: &Run, rows: &[ForkRow]) -> Result<()> {
+    if !args.durable {
+        return Ok(());
+    }
+    let mut client = context.client()?;
+    for row in rows {
+        match client.call::<()>(&Request::Remove { fork: row.name.clone() }) {
+            Err(error) if error.kind != Kind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Forks with servers that run, and how many of them came from a pool: the others are
