@@ -22,6 +22,7 @@ mod e2e {
     mod disk_full;
     mod doctor;
     mod ephemeral;
+    mod examples;
     mod expire;
     mod footprint;
     mod fork_load;
