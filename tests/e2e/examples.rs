@@ -1,4 +1,4 @@
-//! The examples in docs/examples, as they are, on a store of their own.
+//! The examples in docs/examples and the README's tour, as they are, on a store of their own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -57,6 +57,32 @@ fn only_main(store: &Store) {
     let at = store.endpoint("main");
     let orders = Postgres::get().psql(&at, "shop", "SELECT count(*), max(id) FROM orders").expect_ok();
     assert_eq!(orders.trim(), "1000|1000");
+}
+
+/// The tour of the README, line by line as somebody types it; only the test runs in it are not there.
+#[test]
+fn the_tour() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let store = Store::bare(None);
+    let dir = store.scratch().subdir_of("tour", None);
+    std::fs::write(dir.join("migration.sql"), "CREATE TABLE migrated (i int);").expect("write it");
+    let readme = std::fs::read_to_string(example("../../README.md")).expect("read it");
+    let tour = readme.split_once("\n## Five minutes\n").expect("it has a tour").1;
+    let tour = tour.split_once("\nWith a cluster that exists").expect("which ends there").0;
+    let commands: Vec<&str> = tour.lines().filter_map(|line| line.strip_prefix("$ pgcowfs ")).collect();
+    assert!(commands.len() > 25, "it is all of the tour: {commands:?}");
+    for command in commands {
+        let line = format!("pgcowfs {command}")
+            .replace("-- cargo test", "-- true")
+            .replace("-- npx jest", "-- true");
+        let done = run(shell(&store, "sh", &dir).args(["-ec", &line]));
+        // There is no snapshot of that age yet, as it says.
+        let expected = if command.contains("ago'") { super::bad_input::NOT_FOUND } else { 0 };
+        assert_eq!(done.code, expected, "{}", done.report());
+    }
+    store.ok(["umount", "--stop"]);
 }
 
 /// The tests of a Cargo package, with a database for each thread.
