@@ -187,7 +187,8 @@ pub struct ServerOptions {
     /// The fork's TCP port [default: the first free one of the store's range]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
-    /// Addresses the server listens on; empty for none
+    /// Addresses the server listens on; empty for none. Whom it lets in, pg_hba.conf says: a
+    /// fresh cluster, this machine only
     #[arg(long, value_name = "ADDRESSES", default_value = "localhost")]
     pub listen: String,
     /// A setting for the fork's postgresql.auto.conf; may be repeated

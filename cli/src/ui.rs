@@ -244,17 +244,19 @@ pub fn bytes_text(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// `230 ms`, `4.1 s`, `3 min 20 s`.
+/// `230 ms`, `4.1 s`, `3 min 20 s`, `7 d`.
 pub fn duration_text(duration: Duration) -> String {
-    let s = duration.as_secs_f64();
+    let (s, whole) = (duration.as_secs_f64(), duration.as_secs());
+    let two = |large: u64, unit: &str, small: u64, of: &str| match small {
+        0 => format!("{large} {unit}"),
+        _ => format!("{large} {unit} {small} {of}"),
+    };
     match s {
         _ if s < 1.0 => format!("{:.0} ms", s * 1e3),
         _ if s < 60.0 => format!("{s:.1} s"),
-        _ if s < 3600.0 => format!("{} min {} s", duration.as_secs() / 60, duration.as_secs() % 60),
-        _ if s < 48.0 * 3600.0 => {
-            format!("{} h {} min", duration.as_secs() / 3600, duration.as_secs() / 60 % 60)
-        }
-        _ => format!("{} d {} h", duration.as_secs() / 86_400, duration.as_secs() / 3600 % 24),
+        _ if s < 3600.0 => two(whole / 60, "min", whole % 60, "s"),
+        _ if s < 48.0 * 3600.0 => two(whole / 3600, "h", whole / 60 % 60, "min"),
+        _ => two(whole / 86_400, "d", whole / 3600 % 24, "h"),
     }
 }
 
@@ -351,6 +353,7 @@ mod tests {
         assert_eq!(duration_text(Duration::from_millis(230)), "230 ms");
         assert_eq!(duration_text(Duration::from_secs(200)), "3 min 20 s");
         assert_eq!(duration_text(Duration::from_secs(7260)), "2 h 1 min");
+        assert_eq!(duration_text(Duration::from_secs(7 * 86_400)), "7 d");
         assert_eq!(duration_text(Duration::from_secs(49 * 3600)), "2 d 1 h");
         assert_eq!(
             (age_text("1970-01-01").as_str(), age_text("9000-01-01T00:00:00Z").as_str()),

@@ -1,10 +1,12 @@
 //! What `pool` reports.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::Report;
 use crate::protocol::PoolRow;
-use crate::ui::{Cell, table};
+use crate::ui::{Cell, duration_text, table};
 
 /// `pool`
 #[derive(Debug, Serialize)]
@@ -19,7 +21,11 @@ impl Report for PoolsReport {
                 Cell::plain(pool.size.to_string()),
                 Cell::plain(pool.ready.len().to_string()),
                 Cell::plain(pool.stale.len().to_string()),
-                Cell::plain(format!("{} s", pool.max_age_s)),
+                // None that the parent has changed since is handed out.
+                Cell::plain(match pool.max_age_s {
+                    0 => "-".into(),
+                    s => duration_text(Duration::from_secs(s)),
+                }),
                 Cell::plain(pool.failure.as_deref().unwrap_or_default()),
             ]
         };
