@@ -1,5 +1,7 @@
 //! What `diff` and `du` report.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::Report;
@@ -77,6 +79,44 @@ impl RelationDiff {
     }
 }
 
+impl RelationDiff {
+    /// Whether it is PostgreSQL's own.
+    fn is_systems(&self) -> bool {
+        let own = |schema: &str| schema == "pg_catalog" || schema == "information_schema";
+        self.schema.as_deref().is_some_and(own)
+            || self
+                .table
+                .as_deref()
+                .and_then(|table| table.split_once('.'))
+                .is_some_and(|(schema, _)| own(schema))
+    }
+}
+
+/// What people are shown of relations: those that are PostgreSQL's own, of which nearly
+/// any change touches some, together, a line for each database.
+pub fn shown(relations: &[RelationDiff]) -> Vec<RelationDiff> {
+    let (systems, mut shown): (Vec<_>, Vec<_>) =
+        relations.iter().cloned().partition(RelationDiff::is_systems);
+    let mut together: BTreeMap<Option<String>, (usize, Pages)> = BTreeMap::new();
+    for relation in systems {
+        let (count, pages) = together.entry(relation.database).or_default();
+        *count += 1;
+        pages.add(&relation.pages);
+    }
+    shown.extend(together.into_iter().map(|(database, (count, pages))| RelationDiff {
+        database,
+        schema: None,
+        name: None,
+        kind: Some(format!("{count} {}", if count == 1 { "relation" } else { "relations" })),
+        table: None,
+        fork: "-".into(),
+        paths: vec!["system catalogs".into()],
+        new_files: false,
+        pages,
+    }));
+    shown
+}
+
 /// Another file that differs.
 #[derive(Clone, Debug, Serialize)]
 pub struct FileDiff {
@@ -110,7 +150,7 @@ pub struct DiffReport {
 impl Report for DiffReport {
     fn human(&self, _color: bool) -> String {
         let mut rows = Vec::new();
-        for relation in &self.relations {
+        for relation in &shown(&self.relations) {
             let cell = |text: &Option<String>| Cell::plain(text.as_deref().unwrap_or("-"));
             let mut row = vec![
                 cell(&relation.database),
@@ -275,5 +315,49 @@ impl Report for DuReport {
         }
         let rows: Vec<_> = rows.into_iter().map(|(name, n)| (name, Cell::plain(bytes_text(n)))).collect();
         out + &crate::ui::pairs(&rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relation(database: &str, schema: &str, name: &str, table: Option<&str>) -> RelationDiff {
+        RelationDiff {
+            database: Some(database.into()),
+            schema: Some(schema.into()),
+            name: Some(name.into()),
+            kind: Some("table".into()),
+            table: table.map(Into::into),
+            fork: "main".into(),
+            paths: vec!["base/5/1".into()],
+            new_files: false,
+            pages: Pages { changed: 2, added: 1, ..Pages::default() },
+        }
+    }
+
+    #[test]
+    fn catalogs_are_one_line_for_each_database() {
+        let all = [
+            relation("shop", "pg_catalog", "pg_class", None),
+            relation("shop", "public", "orders", None),
+            relation("shop", "pg_toast", "pg_toast_1255", Some("pg_catalog.pg_proc")),
+            relation("shop", "pg_toast", "pg_toast_16400", Some("public.orders")),
+            relation("crm", "pg_catalog", "pg_class_oid_index", Some("pg_catalog.pg_class")),
+        ];
+        let shown = shown(&all);
+        let lines: Vec<_> = shown
+            .iter()
+            .map(|r| (r.database.as_deref().unwrap(), r.title(), r.kind.as_deref().unwrap(), r.pages.changed))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                ("shop", "public.orders".into(), "table", 2),
+                ("shop", "pg_toast.pg_toast_16400 (of public.orders)".into(), "table", 2),
+                ("crm", "system catalogs".into(), "1 relation", 2),
+                ("shop", "system catalogs".into(), "2 relations", 4),
+            ]
+        );
     }
 }

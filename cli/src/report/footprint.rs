@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::diff::shown;
 use super::{Pages, RelationDiff, Report};
 use crate::error::one_line;
 use crate::postgres::observe::Waits;
@@ -47,7 +48,7 @@ impl Report for FootprintReport {
                 Cell::plain(relation.pages.removed.to_string()),
             ]
         };
-        let rows: Vec<Vec<Cell>> = self.relations.iter().map(row).collect();
+        let rows: Vec<Vec<Cell>> = shown(&self.relations).iter().map(row).collect();
         let mut out = String::new();
         if !rows.is_empty() {
             let head = ["DATABASE", "RELATION", "KIND", "FORK", "CHANGED", "ADDED", "REMOVED"];
