@@ -170,15 +170,26 @@ fn kill_of_the_daemon_with_early_acknowledgement_is_found() {
     let Some(_turn) = turn_on_a_mount() else {
         return;
     };
-    let (store, at) = cluster(LAZY);
-    let window = kill_under(Load::start_acknowledged_early(&at, None), 300, || store.kill_daemon());
-    let at = store.start("main");
-    let violations = verify(&at, &window).err().unwrap_or_default();
-    assert!(
-        violations.iter().any(|v| v.kind == Kind::Lost),
-        "the early acknowledged commits are there, window {window:?}:{}",
-        report(&violations)
-    );
+    let (store, mut at) = cluster(LAZY);
+    let mut done: Option<Counts> = None;
+    // One kill may find nothing unwritten: when all clients have come to where a transaction syncs a file of its own.
+    let mut windows = Vec::new();
+    let lost = (0..5).any(|_| {
+        let window =
+            kill_under(Load::start_acknowledged_early(&at, done.as_ref()), 300, || store.kill_daemon());
+        at = store.start("main");
+        let verified = verify(&at, &window);
+        windows.push(window);
+        match verified {
+            Ok(counts) => {
+                done = Some(counts);
+                false
+            }
+            Err(violations) if violations.iter().any(|v| v.kind == Kind::Lost) => true,
+            Err(violations) => panic!("nothing is lost, but: {}", report(&violations)),
+        }
+    });
+    assert!(lost, "the early acknowledged commits are there each time, windows {windows:?}");
     store.stop("main");
 }
 
