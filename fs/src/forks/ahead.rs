@@ -30,10 +30,13 @@ pub struct Ahead {
 
 impl Ahead {
     /// Asks for some more; what there is no room for is left out.
-    pub fn want(&self, stretches: impl Iterator<Item = Stretch>) {
+    pub fn want(&self, stretches: Vec<Stretch>) {
+        if stretches.is_empty() {
+            return;
+        }
         let mut wanted = self.wanted.lock();
         let room = STRETCHES_MAX - wanted.len();
-        wanted.extend(stretches.take(room));
+        wanted.extend(stretches.into_iter().take(room));
         self.more.notify_one();
     }
 

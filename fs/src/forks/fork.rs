@@ -192,7 +192,7 @@ impl Fork {
     }
 
     /// Counts something, for the fork and for all together.
-    pub(super) fn count(&self, what: impl Fn(&Amounts) -> &AtomicU64, n: u64) {
+    pub(crate) fn count(&self, what: impl Fn(&Amounts) -> &AtomicU64, n: u64) {
         for stats in [&self.stats, &self.core.stats] {
             what(&stats.amounts).fetch_add(n, Ordering::Relaxed);
         }

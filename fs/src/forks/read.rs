@@ -12,6 +12,7 @@ use crate::layer::tree::Entry;
 use crate::layer::{Body, Pages, Place};
 use crate::map::schema::Slot;
 
+use super::ahead::Stretch;
 use super::fork::{Fork, Head};
 
 /// How often a page that does not match its CRC is looked up again: the one who
@@ -77,16 +78,11 @@ impl Fork {
                 } else {
                     let last = blocks_for(inode.size);
                     let block = |from: usize| blocks_for(offset + AHEAD + from as u64).min(last);
-                    head.pieces(file, block(0), block(out.len()))?
+                    head.stretches(file, block(0), block(out.len()))?
                 };
                 (pieces, ahead, (offset % BLOCK_BYTES) as usize, (end - offset) as usize)
             };
-            if !ahead.is_empty() {
-                self.core.ahead.want(ahead.iter().filter_map(|piece| match piece {
-                    Piece::Slots(first, crcs) => Some((*first, crcs.len())),
-                    _ => None,
-                }));
-            }
+            self.core.ahead.want(ahead);
             let bytes = pieces.iter().map(|piece| piece.blocks() as usize).sum::<usize>() * BLOCK_SIZE;
             let fetched = if skip == 0 && bytes <= out.len() {
                 self.fetch(file, &pieces, &mut out[..bytes])
@@ -233,6 +229,21 @@ impl Head {
             Body::Empty => Err(Error::IsDirectory),
             Body::Link(_) => Err(Error::Invalid("a symbolic link has no contents")),
         }
+    }
+
+    /// In which slots the blocks `first..end` of a file lie, as far as they do.
+    fn stretches(&self, file: FileId, first: BlockNo, end: BlockNo) -> Result<Vec<Stretch>> {
+        let Body::Pages(pages) = &self.inode(file)?.body else { return Ok(Vec::new()) };
+        let table = pages.in_memory()?;
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for block in first..end {
+            let Place::Page(Entry { slot, .. }) = table.get(block) else { continue };
+            match stretches.last_mut() {
+                Some((start, slots)) if start.0 + *slots as u64 == slot.0 => *slots += 1,
+                _ => stretches.push((slot, 1)),
+            }
+        }
+        Ok(stretches)
     }
 
     fn page_pieces(&self, file: FileId, pages: &Pages, first: BlockNo, end: BlockNo) -> Result<Vec<Piece>> {

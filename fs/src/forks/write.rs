@@ -47,9 +47,10 @@ impl Fork {
         let end = end.ok_or(Error::TooLarge)?;
         let class = {
             let head = self.head_with(file, true)?;
-            match &head.inode(file)?.body {
+            let inode = head.inode(file)?;
+            match &inode.body {
                 Body::InPlace(..) => None,
-                Body::Pages(_) => Some(head.inode(file)?.class),
+                Body::Pages(_) => Some(inode.class),
                 Body::Empty => return Err(Error::IsDirectory),
                 Body::Link(_) => return Err(Error::Invalid("a symbolic link has no contents")),
             }

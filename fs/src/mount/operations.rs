@@ -19,7 +19,6 @@
 //! for good: FOPEN_KEEP_CACHE over opens, EXPLICIT_INVAL_DATA over writes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::convert::{Refusal, bare_directory, perm, stat};
@@ -29,7 +28,7 @@ use crate::attr::{Kind as FileKind, Make, RenameMode, Seek, SetAttr, SetTime};
 use crate::error::Error;
 use crate::forks::Fork;
 use crate::ids::FileId;
-use crate::stats::{Amounts, Kind};
+use crate::stats::Kind;
 
 /// Files are told apart by node id alone, so a handle has nothing to say.
 const NO_HANDLE: u64 = 0;
@@ -95,13 +94,6 @@ impl Server {
         })
     }
 
-    /// Counts something, for a fork and for all together.
-    fn count(&self, fork: &Fork, what: impl Fn(&Amounts) -> &AtomicU64, n: usize) {
-        for stats in [fork.stats(), self.store.stats()] {
-            what(&stats.amounts).fetch_add(n as u64, Ordering::Relaxed);
-        }
-    }
-
     /// `place` is what the request's node id stands for, or why it stands for nothing,
     /// which matters only to those who look at it. Returns how much is in `room`.
     fn carry_out(
@@ -123,7 +115,7 @@ impl Server {
         // The kernel was told how much it may ask for.
         let room = room.get_mut(..wanted).ok_or(Refusal::Mount(libc::EIO))?;
         let read = fork.read_into(file, request.u64(8)?, room)?;
-        self.count(fork, |amounts| &amounts.read_bytes, read);
+        fork.count(|amounts| &amounts.read_bytes, read as u64);
         Ok(read)
     }
 
@@ -140,7 +132,7 @@ impl Server {
                 let (fork, file) = file(place)?;
                 let size = request.u32(16)?;
                 fork.write(file, request.u64(8)?, request.data(size as usize)?)?;
-                self.count(fork, |amounts| &amounts.write_bytes, size as usize);
+                fork.count(|amounts| &amounts.write_bytes, size.into());
                 body.u32(size).u32(0);
             }
             Kind::Fsync | Kind::Fsyncdir => {

@@ -138,9 +138,14 @@ impl Watched {
             log::debug!("nobody watches processor {number}: {e}");
             return None;
         }
+        Some(Watched::by(canary, processor))
+    }
+
+    /// With that canary, of which nothing is known yet.
+    fn by(canary: Sender<()>, processor: Processor) -> Watched {
         let served = processor.served.load(Ordering::Relaxed);
         let class = Class::Normal;
-        Some(Watched { processor, canary, class, served, asked: false, expected: false, prompt_times: 0 })
+        Watched { processor, canary, class, served, asked: false, expected: false, prompt_times: 0 }
     }
 
     /// Wakes the canary if there were requests; returns whether an answer is awaited.
@@ -191,10 +196,7 @@ mod tests {
     #[test]
     fn threads_yield_only_while_canaries_are_prompt() {
         let (canary, _woken) = mpsc::channel();
-        let processor = Processor::new(0);
-        let class = Class::Normal;
-        let mut one =
-            Watched { processor, canary, class, served: 0, asked: false, expected: false, prompt_times: 0 };
+        let mut one = Watched::by(canary, Processor::new(0));
         let mut turns = |turns: &[(bool, bool)]| -> Vec<bool> {
             turns.iter().map(|&(asked, prompt)| turn(&mut one, asked, prompt) == Class::Idle).collect()
         };
@@ -209,9 +211,7 @@ mod tests {
         let (canary, woken) = mpsc::channel();
         let processor = Processor::new(0);
         let served = processor.served.clone();
-        let class = Class::Normal;
-        let mut one =
-            Watched { processor, canary, class, served: 0, asked: false, expected: false, prompt_times: 0 };
+        let mut one = Watched::by(canary, processor);
         assert!(!one.ask(), "there were no requests");
         for _ in 0..2 {
             served.fetch_add(1, Ordering::Relaxed);
