@@ -28,7 +28,7 @@ pub use self::branches::{
 };
 
 pub use self::diff::{
-    DiffReport, DuReport, FileDiff, Pages, RelationDiff, RelationUsage, SchemaDiff, SchemaReport,
+    Called, DiffReport, DuReport, FileDiff, Pages, RelationDiff, RelationUsage, SchemaDiff, SchemaReport,
 };
 pub use self::doctor::{Checked, DoctorReport, Finding};
 pub use self::expire::ExpireReport;

@@ -14,7 +14,7 @@ use crate::postgres::connect::{self, When};
 use crate::postgres::relations::{self, Names, Relation};
 use crate::postgres::{binaries, schema, server};
 use crate::protocol::{FileChangeRow, ForkRow, Request, Side};
-use crate::report::{DiffReport, FileDiff, Pages, RelationDiff, SchemaDiff, SchemaReport};
+use crate::report::{Called, DiffReport, FileDiff, Pages, RelationDiff, SchemaDiff, SchemaReport};
 
 /// Compares two forks or snapshots.
 pub fn run(context: &Context, args: &Diff) -> Result<()> {
@@ -90,6 +90,24 @@ pub fn running_names(context: &Context, row: &ForkRow) -> Result<Option<Names>> 
     }
 }
 
+/// What a file's relation is called by the first of `names` that know it.
+pub fn called<'a>(names: impl IntoIterator<Item = &'a Names, IntoIter: Clone>, path: &str) -> Called {
+    let names = names.into_iter();
+    match names.clone().find_map(|names| names.relation(path)) {
+        Some(Relation { database, schema, name, kind, table }) => Called {
+            database: database.clone(),
+            schema: Some(schema.clone()),
+            name: Some(name.clone()),
+            kind: Some(kind.clone()),
+            table: table.clone(),
+        },
+        None => {
+            let database = names.clone().find_map(|names| names.database(path)).cloned();
+            Called { database, ..Called::default() }
+        }
+    }
+}
+
 /// What tells a relation's fork from all others: by name, or by its file.
 type Key = (Option<Relation>, String);
 
@@ -117,7 +135,6 @@ pub fn resolve(changes: &[FileChangeRow], names: [Option<&Names>; 2]) -> (Vec<Re
         };
         let order = if change.after.is_none() { [names_a, names_b] } else { [names_b, names_a] };
         let relation = order.into_iter().flatten().find_map(|names| names.relation(&change.path));
-        let database = order.into_iter().flatten().find_map(|names| names.database(&change.path));
         // The first segment's path stands for a relation without a name.
         let stem = change.path.rsplit_once('.').map_or(change.path.as_str(), |(stem, _)| stem);
         let key = match relation {
@@ -125,11 +142,7 @@ pub fn resolve(changes: &[FileChangeRow], names: [Option<&Names>; 2]) -> (Vec<Re
             None => (None, stem.to_string()),
         };
         let row = found.entry(key).or_insert_with(|| RelationDiff {
-            database: relation.and_then(|r| r.database.clone()).or_else(|| database.cloned()),
-            schema: relation.map(|r| r.schema.clone()),
-            name: relation.map(|r| r.name.clone()),
-            kind: relation.map(|r| r.kind.clone()),
-            table: relation.and_then(|r| r.table.clone()),
+            called: called(order.into_iter().flatten(), &change.path),
             fork: file.fork.to_string(),
             paths: Vec::new(),
             new_files: false,

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::Context;
-use super::diff::running_names;
+use super::diff::{called, running_names};
 use crate::args::Du;
 use crate::error::Result;
 use crate::protocol::{FileUsageRow, Request};
@@ -27,17 +27,9 @@ pub fn run(context: &Context, args: &Du) -> Result<()> {
         let mut found: BTreeMap<String, RelationUsage> = BTreeMap::new();
         for file in &files {
             let Some(of) = pgcowfs::class::relation_file(&file.path) else { continue };
-            let relation = names.as_ref().and_then(|names| names.relation(&file.path));
             let dir = file.path.rsplit_once('/').map_or("", |(dir, _)| dir);
             let usage = found.entry(format!("{dir}/{}", of.node)).or_insert_with_key(|path| RelationUsage {
-                database: match relation {
-                    Some(relation) => relation.database.clone(),
-                    None => names.as_ref().and_then(|names| names.database(&file.path)).cloned(),
-                },
-                schema: relation.map(|r| r.schema.clone()),
-                name: relation.map(|r| r.name.clone()),
-                kind: relation.map(|r| r.kind.clone()),
-                table: relation.and_then(|r| r.table.clone()),
+                called: called(names.as_ref(), &file.path),
                 path: path.clone(),
                 bytes: 0,
                 exclusive_bytes: 0,

@@ -39,9 +39,9 @@ impl Pages {
     }
 }
 
-/// A relation that differs, in one of its forks.
-#[derive(Clone, Debug, Serialize)]
-pub struct RelationDiff {
+/// What a relation is called.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Called {
     /// Its database; null for what all share, and where it is not known.
     pub database: Option<String>,
     /// Its schema; this and the following are null without a server that knows it.
@@ -52,6 +52,38 @@ pub struct RelationDiff {
     pub kind: Option<String>,
     /// The table that it serves.
     pub table: Option<String>,
+}
+
+impl Called {
+    /// Schema and name, or else the file.
+    fn title(&self, file: impl FnOnce() -> String) -> String {
+        let title = match (&self.schema, &self.name) {
+            (Some(schema), Some(name)) => format!("{schema}.{name}"),
+            _ => file(),
+        };
+        match &self.table {
+            Some(table) => format!("{title} (of {table})"),
+            None => title,
+        }
+    }
+
+    /// Its database's cell in a table.
+    pub fn database(&self) -> Cell {
+        Cell::plain(self.database.as_deref().unwrap_or("-"))
+    }
+
+    /// Its kind's cell in a table.
+    pub fn kind(&self) -> Cell {
+        Cell::plain(self.kind.as_deref().unwrap_or("-"))
+    }
+}
+
+/// A relation that differs, in one of its forks.
+#[derive(Clone, Debug, Serialize)]
+pub struct RelationDiff {
+    /// What it is called.
+    #[serde(flatten)]
+    pub called: Called,
     /// main, fsm, vm or init.
     pub fork: String,
     /// Its files, by the path of the first segment.
@@ -65,26 +97,16 @@ pub struct RelationDiff {
 impl RelationDiff {
     /// Schema and name, or the file.
     pub fn title(&self) -> String {
-        let mut title = match (&self.schema, &self.name) {
-            (Some(schema), Some(name)) => format!("{schema}.{name}"),
-            _ => self.paths.join(", "),
-        };
-        if let Some(table) = &self.table {
-            title += &format!(" (of {table})");
-        }
-        if self.new_files {
-            title += " (written anew)";
-        }
-        title
+        let title = self.called.title(|| self.paths.join(", "));
+        if self.new_files { title + " (written anew)" } else { title }
     }
-}
 
-impl RelationDiff {
     /// Whether it is PostgreSQL's own.
     fn is_systems(&self) -> bool {
         let own = |schema: &str| schema == "pg_catalog" || schema == "information_schema";
-        self.schema.as_deref().is_some_and(own)
+        self.called.schema.as_deref().is_some_and(own)
             || self
+                .called
                 .table
                 .as_deref()
                 .and_then(|table| table.split_once('.'))
@@ -99,16 +121,16 @@ pub fn shown(relations: &[RelationDiff]) -> Vec<RelationDiff> {
         relations.iter().cloned().partition(RelationDiff::is_systems);
     let mut together: BTreeMap<Option<String>, (usize, Pages)> = BTreeMap::new();
     for relation in systems {
-        let (count, pages) = together.entry(relation.database).or_default();
+        let (count, pages) = together.entry(relation.called.database).or_default();
         *count += 1;
         pages.add(&relation.pages);
     }
     shown.extend(together.into_iter().map(|(database, (count, pages))| RelationDiff {
-        database,
-        schema: None,
-        name: None,
-        kind: Some(format!("{count} {}", if count == 1 { "relation" } else { "relations" })),
-        table: None,
+        called: Called {
+            database,
+            kind: Some(format!("{count} {}", if count == 1 { "relation" } else { "relations" })),
+            ..Called::default()
+        },
         fork: "-".into(),
         paths: vec!["system catalogs".into()],
         new_files: false,
@@ -151,11 +173,10 @@ impl Report for DiffReport {
     fn human(&self, _color: bool) -> String {
         let mut rows = Vec::new();
         for relation in &shown(&self.relations) {
-            let cell = |text: &Option<String>| Cell::plain(text.as_deref().unwrap_or("-"));
             let mut row = vec![
-                cell(&relation.database),
+                relation.called.database(),
                 Cell::plain(relation.title()),
-                cell(&relation.kind),
+                relation.called.kind(),
                 Cell::plain(&relation.fork),
             ];
             row.extend(relation.pages.cells());
@@ -255,16 +276,9 @@ pub struct DuReport {
 /// What a relation takes, with all its forks.
 #[derive(Debug, Serialize)]
 pub struct RelationUsage {
-    /// Its database; null for what all share, and where it is not known.
-    pub database: Option<String>,
-    /// Its schema; this and the following are null without a server that knows it.
-    pub schema: Option<String>,
-    /// Its name.
-    pub name: Option<String>,
-    /// table, index, toast, sequence, ...
-    pub kind: Option<String>,
-    /// The table that it serves.
-    pub table: Option<String>,
+    /// What it is called.
+    #[serde(flatten)]
+    pub called: Called,
     /// Its first file.
     pub path: String,
     /// Sum of its files' sizes.
@@ -282,17 +296,10 @@ impl Report for DuReport {
         let mut out = String::new();
         if let Some(relations) = &self.relations {
             let row = |of: &RelationUsage| {
-                let mut title = match (&of.schema, &of.name) {
-                    (Some(schema), Some(name)) => format!("{schema}.{name}"),
-                    _ => of.path.clone(),
-                };
-                if let Some(table) = &of.table {
-                    title += &format!(" (of {table})");
-                }
                 vec![
-                    Cell::plain(of.database.as_deref().unwrap_or("-")),
-                    Cell::plain(title),
-                    Cell::plain(of.kind.as_deref().unwrap_or("-")),
+                    of.called.database(),
+                    Cell::plain(of.called.title(|| of.path.clone())),
+                    of.called.kind(),
                     Cell::plain(bytes_text(of.exclusive_bytes)),
                     Cell::plain(bytes_text(of.shared_bytes)),
                     Cell::plain(bytes_text(of.bytes)),
@@ -324,11 +331,13 @@ mod tests {
 
     fn relation(database: &str, schema: &str, name: &str, table: Option<&str>) -> RelationDiff {
         RelationDiff {
-            database: Some(database.into()),
-            schema: Some(schema.into()),
-            name: Some(name.into()),
-            kind: Some("table".into()),
-            table: table.map(Into::into),
+            called: Called {
+                database: Some(database.into()),
+                schema: Some(schema.into()),
+                name: Some(name.into()),
+                kind: Some("table".into()),
+                table: table.map(Into::into),
+            },
             fork: "main".into(),
             paths: vec!["base/5/1".into()],
             new_files: false,
@@ -348,7 +357,10 @@ mod tests {
         let shown = shown(&all);
         let lines: Vec<_> = shown
             .iter()
-            .map(|r| (r.database.as_deref().unwrap(), r.title(), r.kind.as_deref().unwrap(), r.pages.changed))
+            .map(|r| {
+                let Called { database, kind, .. } = &r.called;
+                (database.as_deref().unwrap(), r.title(), kind.as_deref().unwrap(), r.pages.changed)
+            })
             .collect();
         assert_eq!(
             lines,

@@ -39,9 +39,9 @@ impl Report for FootprintReport {
     fn human(&self, color: bool) -> String {
         let row = |relation: &RelationDiff| {
             vec![
-                Cell::plain(relation.database.as_deref().unwrap_or("-")),
+                relation.called.database(),
                 Cell::plain(relation.title()),
-                Cell::plain(relation.kind.as_deref().unwrap_or("-")),
+                relation.called.kind(),
                 Cell::plain(&relation.fork),
                 Cell::plain(relation.pages.changed.to_string()),
                 Cell::plain(relation.pages.added.to_string()),
