@@ -22,24 +22,35 @@ pub fn default_options() -> StartOptions {
     }
 }
 
+/// What a name that is made up for a fork begins with: its parent's, as far as there is
+/// room.
+pub fn stem(parent: &str) -> String {
+    parent.chars().take(40).collect()
+}
+
 /// From PostgreSQL 14 on, its server may leave out its fsync of every file before a
 /// recovery, if the whole fork is durable. An ephemeral one does no fsync at all.
 pub fn needs_sync(row: &ForkRow) -> bool {
     !row.ephemeral && row.meta.pg_version >= 14
 }
 
+/// What to do about a fork that is at fault.
+pub fn after_fault(row: &ForkRow) -> &'static str {
+    match row.base_changed {
+        true => "restore the base as it was and mount anew (pgcowfs umount), or remove the fork",
+        false => "its files cannot be trusted; remove it, and fork its parent anew",
+    }
+}
+
 /// Refuses a fork whose files cannot be relied on.
 pub fn check_files(row: &ForkRow) -> Result<()> {
     let name = &row.name;
-    if let (Some(fault), true) = (&row.fault, row.base_changed) {
-        return Err(Error::new(Kind::BadInput, format!("the base of fork {name:?} has changed"))
-            .cause(fault.clone())
-            .hint("restore the base as it was and mount anew (pgcowfs umount), or remove the fork"));
-    }
     if let Some(fault) = &row.fault {
-        return Err(Error::new(Kind::Storage, format!("fork {name:?} accepts nothing any more"))
-            .cause(fault.clone())
-            .hint("its files cannot be trusted; remove it, and fork its parent anew"));
+        let (kind, what) = match row.base_changed {
+            true => (Kind::BadInput, format!("the base of fork {name:?} has changed")),
+            false => (Kind::Storage, format!("fork {name:?} accepts nothing any more")),
+        };
+        return Err(Error::new(kind, what).cause(fault.clone()).hint(after_fault(row)));
     }
     if let Some(base) = &row.base {
         cluster::check_base(name, base, row.meta.base_mark)?;
@@ -70,12 +81,12 @@ pub fn launch(paths: &StorePaths, ui: &Ui, row: &ForkRow, options: &StartOptions
         ("port".to_string(), row.meta.port.to_string()),
         ("unix_socket_directories".to_string(), row.meta.socket_dir.display().to_string()),
     ];
-    let full_page_writes = if options.full_page_writes == Switch::On { "on" } else { "off" };
+    let full_page_writes = options.full_page_writes == Switch::On && !row.ephemeral;
+    let full_page_writes = if full_page_writes { "on" } else { "off" };
     settings.push(("full_page_writes".to_string(), full_page_writes.to_string()));
     if row.ephemeral {
         // Nothing of it survives what these are there for.
-        settings
-            .extend(["fsync", "synchronous_commit", "full_page_writes"].map(|s| (s.into(), "off".into())));
+        settings.extend(["fsync", "synchronous_commit"].map(|s| (s.into(), "off".into())));
     }
     if needs_sync(row) {
         settings.push(("recovery_init_sync_method".to_string(), "syncfs".to_string()));

@@ -133,10 +133,16 @@ impl ForkMeta {
 
     /// Refuses what a protected fork is protected from.
     pub fn refuse_protected(&self, fork: &str) -> Result<()> {
+        let why = "it and its snapshots are not removed, and it is neither put back nor renamed";
+        self.refuse_while_protected(fork, why)
+    }
+
+    /// Refuses what does not go with protection, which `why` says.
+    pub fn refuse_while_protected(&self, fork: &str, why: &str) -> Result<()> {
         let Some(protection) = self.protection() else { return Ok(()) };
         let until = protection.until.as_ref().map_or(String::new(), |until| format!(" until {until}"));
         Err(Error::new(Kind::State, format!("fork {fork:?} is protected{until}"))
-            .cause("it and its snapshots are not removed, and it is neither put back nor renamed")
+            .cause(why)
             .hint(format!("if that is meant, lift the protection first: pgcowfs protect {fork} --off")))
     }
 

@@ -38,9 +38,7 @@ impl Ui {
     /// Prints a command's result.
     pub fn print<R: Report>(&self, report: &R) -> Result<()> {
         let mut text = if self.json {
-            serde_json::to_string_pretty(report).map_err(|e| {
-                Error::new(Kind::Failed, "cannot write the result as JSON").cause(e.to_string())
-            })?
+            serde_json::to_string_pretty(report).map_err(not_json)?
         } else {
             report.human(self.color_out)
         };
@@ -59,9 +57,7 @@ impl Ui {
     /// else after it. JSON has one line for each. False if nobody reads them any more.
     pub fn print_next<R: Report>(&self, report: &R) -> Result<bool> {
         let text = match self.json {
-            true => serde_json::to_string(report).map(|text| text + "\n").map_err(|e| {
-                Error::new(Kind::Failed, "cannot write the result as JSON").cause(e.to_string())
-            })?,
+            true => serde_json::to_string(report).map_err(not_json)? + "\n",
             // Home, and clear what is below.
             false if io::stdout().is_terminal() => {
                 format!("\x1b[H\x1b[2J{}", report.human(self.color_out))
@@ -84,12 +80,7 @@ impl Ui {
     /// one line.
     pub fn aside<R: Report>(&self, report: &R) -> Result<()> {
         match self.json {
-            true => {
-                let text = serde_json::to_string(report).map_err(|e| {
-                    Error::new(Kind::Failed, "cannot write the result as JSON").cause(e.to_string())
-                })?;
-                self.stderr(&text);
-            }
+            true => self.stderr(&serde_json::to_string(report).map_err(not_json)?),
             false => report.human(self.color_err).lines().for_each(|line| self.note(line)),
         }
         Ok(())
@@ -227,6 +218,10 @@ impl Drop for Waiting {
             bar.finish_and_clear();
         }
     }
+}
+
+fn not_json(e: serde_json::Error) -> Error {
+    Error::new(Kind::Failed, "cannot write the result as JSON").cause(e.to_string())
 }
 
 /// `1.5 GB`; units of 1024, as PostgreSQL counts.

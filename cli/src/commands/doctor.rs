@@ -8,12 +8,14 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 use nix::sys::utsname::uname;
 use pgcowfs::device::FILES_MIN;
+use pgcowfs::mount::ring;
 
 use super::Context;
 use crate::client::Client;
 use crate::config::{MapMemory, StoreConfig, StorePaths};
 use crate::daemon::mounts::{self, Health, Mounted};
 use crate::error::{Error, Kind, Result};
+use crate::launch;
 use crate::postgres::binaries;
 use crate::protocol::{ForkRow, Request};
 use crate::report::{Checked, DoctorReport, Finding};
@@ -41,7 +43,8 @@ const CLOCK_SLACK: Duration = Duration::from_secs(60);
 /// Checks the machine, and the store if there is one.
 pub fn run(context: &Context) -> Result<()> {
     let paths = &context.paths;
-    let mut checks = vec![fuse(), kernel(), ring(), files(), memory(), postgres(), clients(), clock(paths)];
+    let mut checks =
+        vec![fuse(), kernel(), io_uring(), files(), memory(), postgres(), clients(), clock(paths)];
     let store = paths.check();
     match &store {
         Ok(()) => {
@@ -120,16 +123,15 @@ fn kernel() -> Checked {
     }
 }
 
-fn ring() -> Checked {
+fn io_uring() -> Checked {
     let name = "FUSE over io_uring";
-    let parameter = "/sys/module/fuse/parameters/enable_uring";
-    match fs::read_to_string(parameter) {
-        Ok(text) if text.starts_with(['Y', '1']) => ok(name, "switched on"),
-        Ok(_) => finding(
+    match ring::is_switched_on() {
+        Ok(true) => ok(name, "switched on"),
+        Ok(false) => finding(
             name,
             Finding::Note,
             "switched off; requests cost more without it",
-            &format!("as root, before the store is mounted: echo Y > {parameter}"),
+            &format!("as root, before the store is mounted: echo Y > {}", ring::SWITCH),
         ),
         Err(_) if kernel_version().is_some_and(|version| version < KERNEL_RING) => finding(
             name,
@@ -332,10 +334,7 @@ fn forks(paths: &StorePaths) -> Checked {
                 "forks",
                 Finding::Problem,
                 format!("{} accepts nothing any more: {fault}", row.name),
-                match row.base_changed {
-                    true => "restore the base as it was and mount anew (pgcowfs umount), or remove the fork",
-                    false => "its files cannot be trusted; remove it, and fork its parent anew",
-                },
+                launch::after_fault(row),
             ),
             None => ok("forks", format!("{} forks, none of them at fault", rows.len())),
         },

@@ -126,13 +126,7 @@ fn user(row: &ForkRow) -> Result<OsUser> {
 
 /// How to reach a fork's server.
 fn address<'a>(row: &'a ForkRow, user: &'a OsUser) -> Address<'a> {
-    Address {
-        socket_dir: &row.meta.socket_dir,
-        port: row.meta.port,
-        role: &row.meta.superuser,
-        password: row.meta.password.as_deref(),
-        user,
-    }
+    Address::new(&row.meta, user)
 }
 
 /// Milliseconds, for reports.

@@ -17,9 +17,6 @@ use crate::launch;
 use crate::protocol::{ForkRow, Request};
 use crate::report::RunReport;
 
-/// The longest part of the parent's name in a name that is made up.
-const PARENT_PART: usize = 40;
-
 /// Runs a command with forks of its own; the command's exit code.
 pub fn run(context: &Context, args: &Run) -> Result<ExitCode> {
     let began = Instant::now();
@@ -160,10 +157,8 @@ fn from_pool(client: &mut Client, args: &Run) -> Result<Vec<ForkRow>> {
 
 /// The forks' names, which are nobody else's at the same time on this machine.
 fn names(args: &Run) -> Vec<String> {
-    let stem = args.name.clone().unwrap_or_else(|| {
-        let parent: String = args.parent.fork.chars().take(PARENT_PART).collect();
-        format!("{parent}-run-{}", std::process::id())
-    });
+    let made_up = || format!("{}-run-{}", launch::stem(&args.parent.fork), std::process::id());
+    let stem = args.name.clone().unwrap_or_else(made_up);
     match args.count {
         1 => vec![stem],
         count => (1..=count).map(|number| format!("{stem}-{number}")).collect(),

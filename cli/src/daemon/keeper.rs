@@ -127,15 +127,8 @@ impl Daemon {
         if requests::state(&self.store, &self.mountpoint, fork).pid().is_none() {
             return false;
         }
-        let sessions = OsUser::numbered(meta.uid).and_then(|user| {
-            connect::sessions(&Address {
-                socket_dir: &meta.socket_dir,
-                port: meta.port,
-                role: &meta.superuser,
-                password: meta.password.as_deref(),
-                user: &user,
-            })
-        });
+        let sessions =
+            OsUser::numbered(meta.uid).and_then(|user| connect::sessions(&Address::new(meta, &user)));
         match sessions {
             Ok(sessions) => !sessions.is_empty(),
             Err(error) => {
@@ -147,18 +140,15 @@ impl Daemon {
 
     /// Sets or lifts the end of a fork's time.
     pub(super) fn set_expiry(&self, fork: &str, expiry: Option<Expiry>) -> Result<ForkRow> {
-        let _changes = self.changes.lock();
-        let mut meta = self.info(fork)?.meta;
-        if let (Some(_), Some(protection)) = (&expiry, meta.protection()) {
-            let until = protection.until.as_ref().map_or(String::new(), |until| format!(" until {until}"));
-            return Err(Error::new(Kind::State, format!("fork {fork:?} is protected{until}"))
-                .cause("it cannot be both protected and removed when its time is over")
-                .hint(format!("if that is meant, lift the protection first: pgcowfs protect {fork} --off")));
-        }
-        log::info!("the end of {fork} is {expiry:?}");
-        meta.upkeep.expiry = expiry;
-        self.store.set_meta(fork, &meta.encode()?)?;
-        self.info(fork)
+        self.change_meta(fork, |row| {
+            if expiry.is_some() {
+                let why = "it cannot be both protected and removed when its time is over";
+                row.meta.refuse_while_protected(fork, why)?;
+            }
+            log::info!("the end of {fork} is {expiry:?}");
+            row.meta.upkeep.expiry = expiry;
+            Ok(())
+        })
     }
 }
 

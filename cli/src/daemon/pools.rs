@@ -29,9 +29,6 @@ const QUIET: Duration = Duration::from_millis(1500);
 /// After a failure nothing is tried for that long.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// The longest part of the parent's name in a name that is made up.
-const PARENT_PART: usize = 40;
-
 /// All pools.
 #[derive(Default)]
 pub struct Pools {
@@ -215,7 +212,7 @@ impl Daemon {
     }
 
     fn try_make_member(&self, parent: &Parent) -> Result<()> {
-        let stem: String = parent.name.chars().take(PARENT_PART).collect();
+        let stem = launch::stem(&parent.name);
         let name = loop {
             let number = {
                 let mut state = self.pools.state.lock();
@@ -295,13 +292,11 @@ impl Daemon {
     }
 
     pub(super) fn set_pool(&self, fork: &str, pool: Option<Pool>) -> Result<Vec<PoolRow>> {
-        {
-            let _changes = self.changes.lock();
-            let mut meta = self.info(fork)?.meta;
+        self.change_meta(fork, |row| {
             log::info!("the pool of {fork} is {pool:?}");
-            meta.upkeep.pool = pool;
-            self.store.set_meta(fork, &meta.encode()?)?;
-        }
+            row.meta.upkeep.pool = pool;
+            Ok(())
+        })?;
         self.pools.look();
         self.pool_rows(Some(fork))
     }

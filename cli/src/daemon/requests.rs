@@ -485,17 +485,28 @@ impl Daemon {
     }
 
     pub(super) fn set_protection(&self, fork: &str, protection: Option<Protection>) -> Result<ForkRow> {
+        self.change_meta(fork, |row| {
+            if protection.is_some() {
+                super::branches::refuse_ephemeral(row, "nothing protects it from going")?;
+                super::keeper::refuse_expiring(row)?;
+            }
+            log::info!("the protection of {fork} is {protection:?}");
+            row.meta.protection = protection;
+            Ok(())
+        })
+    }
+
+    /// Changes what is kept about a fork, unless `change` refuses.
+    pub(super) fn change_meta(
+        &self,
+        fork: &str,
+        change: impl FnOnce(&mut ForkRow) -> Result<()>,
+    ) -> Result<ForkRow> {
         let _changes = self.changes.lock();
-        let row = self.info(fork)?;
-        if protection.is_some() {
-            super::branches::refuse_ephemeral(&row, "nothing protects it from going")?;
-            super::keeper::refuse_expiring(&row)?;
-        }
-        let mut meta = row.meta;
-        log::info!("the protection of {fork} is {protection:?}");
-        meta.protection = protection;
-        self.store.set_meta(fork, &meta.encode()?)?;
-        self.info(fork)
+        let mut row = self.info(fork)?;
+        change(&mut row)?;
+        self.store.set_meta(fork, &row.meta.encode()?)?;
+        Ok(row)
     }
 
     fn sync(&self, fork: &str) -> Result<()> {

@@ -53,13 +53,11 @@ impl Daemon {
     }
 
     pub(super) fn set_schedule(&self, fork: &str, schedule: Option<Schedule>) -> Result<Vec<ScheduleRow>> {
-        {
-            let _changes = self.changes.lock();
-            let mut meta = self.info(fork)?.meta;
+        self.change_meta(fork, |row| {
             log::info!("the schedule of {fork} is {schedule:?}");
-            meta.upkeep.schedule = schedule;
-            self.store.set_meta(fork, &meta.encode()?)?;
-        }
+            row.meta.upkeep.schedule = schedule;
+            Ok(())
+        })?;
         self.schedule_rows(Some(fork))
     }
 

@@ -7,6 +7,7 @@ use tokio_postgres::{Client, Config, NoTls};
 
 use super::user::OsUser;
 use crate::error::{Context, Error, Kind, Result};
+use crate::meta::ForkMeta;
 
 /// How to reach a server.
 pub struct Address<'a> {
@@ -20,6 +21,19 @@ pub struct Address<'a> {
     pub password: Option<&'a str>,
     /// The user to connect as: `peer` authentication asks for it.
     pub user: &'a OsUser,
+}
+
+impl<'a> Address<'a> {
+    /// Of a fork's server.
+    pub fn new(meta: &'a ForkMeta, user: &'a OsUser) -> Address<'a> {
+        Address {
+            socket_dir: &meta.socket_dir,
+            port: meta.port,
+            role: &meta.superuser,
+            password: meta.password.as_deref(),
+            user,
+        }
+    }
 }
 
 /// When to ask for a checkpoint.

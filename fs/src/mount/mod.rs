@@ -23,7 +23,7 @@ mod listing;
 mod negotiate;
 mod node;
 mod operations;
-mod ring;
+pub mod ring;
 mod server;
 mod spare;
 mod wire;

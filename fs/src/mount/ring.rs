@@ -56,10 +56,17 @@ fn make_ring(entries: u32) -> io::Result<Ring> {
     Ring::builder().setup_single_issuer().setup_coop_taskrun().build(entries)
 }
 
+/// Where root switches FUSE over io_uring on.
+pub const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+
+/// Whether root has switched it on; an error where there is no switch.
+pub fn is_switched_on() -> io::Result<bool> {
+    fs::read_to_string(SWITCH).map(|text| text.starts_with(['Y', '1']))
+}
+
 /// Whether this process may use io_uring, and the kernel FUSE over it.
 pub fn is_available() -> bool {
-    let enabled = fs::read_to_string("/sys/module/fuse/parameters/enable_uring");
-    if !enabled.is_ok_and(|text| text.starts_with(['Y', '1'])) {
+    if !is_switched_on().unwrap_or(false) {
         return false;
     }
     match make_ring(2) {
