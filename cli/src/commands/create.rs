@@ -1,28 +1,86 @@
 //! `pgcowfs create`: a root fork, made through the mount like any data
-//! directory, and complete only when it is published.
+//! directory, and complete only when it is published. Each source of its files
+//! is a file of its own.
+
+mod existing;
+mod fresh;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use self::existing::Existing;
+use self::fresh::Fresh;
 use super::{Context, ms};
 use crate::args::Create;
 use crate::client::Client;
 use crate::config::StoreConfig;
 use crate::error::{Error, Kind, Result};
 use crate::meta::{ForkMeta, Origin, Secret, Upkeep};
-use crate::postgres::binaries::{self, Binaries};
-use crate::postgres::cluster::Cluster;
 use crate::postgres::identity::{self, Identity};
 use crate::postgres::tree::DirTree;
-use crate::postgres::user::{self, OsUser};
-use crate::postgres::{adopt, import, initdb};
+use crate::postgres::user::OsUser;
 use crate::protocol::{CreateSpec, Created, ForkRow, Request};
 use crate::report::CreateReport;
+use crate::ui::Ui;
 
-/// Where the new fork's files come from.
-enum Source {
-    Fresh { binaries: Binaries, password: String },
-    Existing { cluster: Cluster, conf: PathBuf, in_place: bool },
+/// Where a new fork's files come from. Making one has found that it can be used.
+trait Source {
+    /// Who runs the fork's server and owns its files.
+    fn user(&self) -> &OsUser;
+
+    /// What the store keeps about the fork because of where it comes from.
+    fn facts(&self) -> Facts;
+
+    /// Brings the files into the incomplete fork: a whole data directory, which does
+    /// not know yet that it is another one.
+    fn fill(&self, making: &Making) -> Result<Brought>;
+
+    /// What is to be done or checked when the fork has its identity, before it is
+    /// published. Returns what its user should know.
+    fn settle(&self, _making: &Making) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// An error of what is done to the files that were brought in.
+    fn explain(&self, error: Error) -> Error {
+        error
+    }
+}
+
+/// What a source tells about its cluster.
+struct Facts {
+    pg_version: u32,
+    origin: Origin,
+    /// The role to connect as, if the user chooses none.
+    superuser: String,
+    /// That role's password, where it is made here.
+    password: Option<Secret>,
+    base_mark: Option<u64>,
+}
+
+/// An incomplete fork.
+struct Making<'a> {
+    ui: &'a Ui,
+    pgdata: &'a Path,
+    meta: &'a ForkMeta,
+}
+
+/// What came in.
+#[derive(Default)]
+struct Brought {
+    /// What its user should know.
+    warnings: Vec<String>,
+    /// Settings that it needs here; the user's own win.
+    settings: Vec<(String, String)>,
+}
+
+/// Everything that can be wrong with the input, before anything is made.
+fn find_source(args: &Create, config: &StoreConfig) -> Result<Box<dyn Source>> {
+    Ok(match (&args.from, &args.base) {
+        (Some(dir), _) => Box::new(Existing::find(dir, false, args, config)?),
+        (None, Some(dir)) => Box::new(Existing::find(dir, true, args, config)?),
+        (None, None) => Box::new(Fresh::find(args, config)?),
+    })
 }
 
 /// Makes a root fork.
@@ -31,17 +89,17 @@ pub fn run(context: &Context, args: &Create) -> Result<()> {
     pgcowfs::check_fork_name(&args.name)?;
     context.paths.check()?;
     let config = StoreConfig::load(&context.paths)?;
-    let (source, user) = find_source(args, &config)?;
+    let source = find_source(args, &config)?;
     let mut client = context.client()?;
-    check_reach(&user, &client.hello.mountpoint)?;
+    check_reach(source.user(), &client.hello.mountpoint)?;
     let spec = CreateSpec {
         fork: args.name.clone(),
-        meta: settings(args, &source, &user),
+        meta: settings(args, source.as_ref()),
         port: args.server.port,
         quota: args.server.quota,
     };
     let created: Created = client.call(&Request::Create(Box::new(spec)))?;
-    let result = fill(context, args, &source, &user, &created);
+    let result = fill(context, args, source.as_ref(), &created);
     let (warnings, row) = match result.and_then(|warnings| Ok((warnings, publish(&mut client, &args.name)?)))
     {
         Ok(done) => done,
@@ -64,62 +122,6 @@ fn publish(client: &mut Client, fork: &str) -> Result<ForkRow> {
     client.call(&Request::Publish { fork: fork.to_string() })
 }
 
-/// Everything that can be wrong with the input, before anything is made.
-fn find_source(args: &Create, config: &StoreConfig) -> Result<(Source, OsUser)> {
-    let pg_bin = args.binaries.pg_bin.as_deref();
-    let wanted = args.run_as.as_deref();
-    let (dir, in_place) = match (&args.from, &args.base) {
-        (Some(dir), _) => (dir, false),
-        (None, Some(dir)) => (dir, true),
-        (None, None) => {
-            if args.config_dir.is_some() {
-                return Err(Error::new(Kind::Usage, "--config-dir goes with --from or --base"));
-            }
-            let user = user::choose(wanted.or(config.run_as.as_deref()))?;
-            let binaries = binaries::find(pg_bin, args.pg_version)?;
-            return Ok((Source::Fresh { binaries, password: initdb::password()? }, user));
-        }
-    };
-    // As the user who runs this; whether the fork's user may is seen below.
-    let cluster = Cluster::inspect(dir)?;
-    let user = source_user(&cluster, wanted, config, in_place)?;
-    binaries::find(pg_bin, Some(cluster.major))?;
-    let conf = user.run(|| {
-        let cluster = Cluster::inspect(&cluster.dir)?;
-        cluster.check_stopped()?;
-        adopt::locate(&cluster, args.config_dir.as_deref())
-    })?;
-    Ok((Source::Existing { cluster, conf, in_place }, user))
-}
-
-/// The source's owner runs its fork, unless another user is chosen.
-fn source_user(
-    cluster: &Cluster,
-    wanted: Option<&str>,
-    config: &StoreConfig,
-    in_place: bool,
-) -> Result<OsUser> {
-    let me = OsUser::current()?;
-    let user = match wanted {
-        None if me.uid == 0 && cluster.uid != 0 => OsUser::numbered(cluster.uid)?,
-        _ => user::choose(wanted.or(config.run_as.as_deref()))?,
-    };
-    if in_place && user.uid != cluster.uid {
-        let owner = crate::config::user_name(cluster.uid);
-        return Err(Error::new(
-            Kind::Environment,
-            format!(
-                "{} belongs to user {owner}, and PostgreSQL would run as {}",
-                cluster.dir.display(),
-                user.name
-            ),
-        )
-        .cause("a base is used as it is, and PostgreSQL wants to own its data directory")
-        .hint(format!("run this as {owner} (or as root, with --run-as {owner}), or copy it with --from")));
-    }
-    Ok(user)
-}
-
 /// PostgreSQL must be able to reach its data directory.
 fn check_reach(user: &OsUser, mountpoint: &Path) -> Result<()> {
     match user.barrier(mountpoint).filter(|_| !user.is_current()) {
@@ -136,35 +138,22 @@ fn check_reach(user: &OsUser, mountpoint: &Path) -> Result<()> {
     }
 }
 
-fn settings(args: &Create, source: &Source, user: &OsUser) -> ForkMeta {
-    let (pg_version, origin, password, role) = match source {
-        Source::Fresh { binaries, password } => {
-            (binaries.major, Origin::Initdb, Some(Secret(password.clone())), initdb::SUPERUSER.to_string())
-        }
-        Source::Existing { cluster, in_place, .. } => {
-            let dir = cluster.dir.clone();
-            let origin = if *in_place { Origin::Base(dir) } else { Origin::Copy(dir) };
-            // initdb names the superuser after who ran it, the owner.
-            (cluster.major, origin, None, crate::config::user_name(cluster.uid))
-        }
-    };
+fn settings(args: &Create, source: &dyn Source) -> ForkMeta {
+    let (facts, user) = (source.facts(), source.user());
     ForkMeta {
         port: 0,
         socket_dir: PathBuf::new(),
         listen: args.server.listen.clone(),
-        pg_version,
+        pg_version: facts.pg_version,
         pg_bin: args.binaries.pg_bin.as_deref().and_then(|dir| dir.canonicalize().ok()),
         run_as: user.name.clone(),
         uid: user.uid,
         gid: user.gid,
-        superuser: args.superuser.clone().unwrap_or(role),
-        socket_trusts: password.is_some(),
-        password,
-        base_mark: match source {
-            Source::Existing { cluster, in_place: true, .. } => Some(cluster.control.mark),
-            _ => None,
-        },
-        origin,
+        superuser: args.superuser.clone().unwrap_or(facts.superuser),
+        socket_trusts: facts.password.is_some(),
+        password: facts.password,
+        base_mark: facts.base_mark,
+        origin: facts.origin,
         keep_identity: args.server.keep_identity,
         settings: args.server.settings.clone(),
         protection: None,
@@ -173,80 +162,24 @@ fn settings(args: &Create, source: &Source, user: &OsUser) -> ForkMeta {
 }
 
 /// Fills the incomplete fork; returns what the user should know.
-fn fill(
-    context: &Context,
-    args: &Create,
-    source: &Source,
-    user: &OsUser,
-    created: &Created,
-) -> Result<Vec<String>> {
-    let pgdata = &created.pgdata;
-    let mut warnings = Vec::new();
-    if let Source::Fresh { binaries, password } = source {
-        context.ui.note(format!("making a cluster of PostgreSQL {} (initdb)", binaries.version));
-        initdb::run(&initdb::Fresh {
-            binaries,
-            user,
-            pgdata,
-            scratch: &created.meta.socket_dir,
-            superuser: &created.meta.superuser,
-            password,
-            args: &args.initdb_arg,
-        })?;
-    }
-    let filled = user.run(|| {
-        let tree = DirTree(pgdata.clone());
-        let mut settings = args.server.settings.clone();
-        if let Source::Existing { cluster, conf, in_place } = source {
-            warnings.extend(match in_place {
-                true => import::bring_outside_in(cluster, pgdata, context.ui)?,
-                false => import::copy(cluster, pgdata, context.ui)?,
-            });
-            import::link_tablespaces(pgdata, cluster.major)?;
-            adopt::adopt(cluster, conf, &tree)?;
-            if let Some(warning) = import::check_ssl(pgdata)? {
-                settings.insert(0, ("ssl".into(), "off".into()));
-                warnings.push(warning);
-            }
-            if !cluster.control.clean {
-                warnings.push("the source was not shut down cleanly; the first start recovers it".into());
-            }
-        }
-        let identity = Identity {
-            fork: &args.name,
-            pgdata,
-            port: created.meta.port,
-            socket_dir: &created.meta.socket_dir,
-            listen: &created.meta.listen,
-            major: created.meta.pg_version,
-            keep: args.server.keep_identity,
-            settings: &settings,
-            source: None,
-        };
-        warnings.extend(identity::apply(&tree, &identity)?);
-        if let Source::Existing { cluster, .. } = source {
-            import::check_same(cluster)?;
-        }
-        Ok(warnings)
-    });
-    filled.map_err(|error| match source {
-        Source::Existing { .. } => unusable(error, &user.name),
-        Source::Fresh { .. } => error,
-    })
-}
-
-/// What fails while a cluster is brought in, which was found before: something
-/// that is missing in it makes it unusable. There is always something to do.
-fn unusable(mut error: Error, user: &str) -> Error {
-    if error.kind == Kind::NotFound {
-        error.kind = Kind::BadInput;
-    }
-    let hint = match error.kind {
-        Kind::Environment => {
-            format!("all of the cluster must be readable for user {user}, who runs it; nothing was kept")
-        }
-        Kind::BadInput => "mend or remove that in the cluster, and try again; nothing was kept".into(),
-        _ => return error,
+fn fill(context: &Context, args: &Create, source: &dyn Source, created: &Created) -> Result<Vec<String>> {
+    let (pgdata, meta) = (&created.pgdata, &created.meta);
+    let making = Making { ui: context.ui, pgdata, meta };
+    let Brought { mut warnings, mut settings } = source.fill(&making)?;
+    settings.extend_from_slice(&args.server.settings);
+    let identity = Identity {
+        fork: &args.name,
+        pgdata,
+        port: meta.port,
+        socket_dir: &meta.socket_dir,
+        listen: &meta.listen,
+        major: meta.pg_version,
+        keep: args.server.keep_identity,
+        settings: &settings,
+        source: None,
     };
-    if error.hint.is_none() { error.hint(hint) } else { error }
+    let identified = source.user().run(|| identity::apply(&DirTree(pgdata.clone()), &identity));
+    warnings.extend(identified.map_err(|error| source.explain(error))?);
+    warnings.extend(source.settle(&making).map_err(|error| source.explain(error))?);
+    Ok(warnings)
 }
