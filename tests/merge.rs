@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex};
 use mem::{B, Parts3, cluster, collect, file, fork, page, read};
 use pgcowfs::device::Device;
 use pgcowfs::map::mem::MemMap;
+use pgcowfs::map::schema::{ForkRecord, LayerRecord, SnapshotRecord};
 use pgcowfs::map::{Batch, Change, Map, Visit};
-use pgcowfs::{Error, FileId, Fork, Options, RenameMode, SetAttr, Store};
+use pgcowfs::{Error, FileId, Fork, LayerId, Options, RenameMode, SetAttr, Store};
 
 /// Called before each commit.
 type Watch = Mutex<Option<Box<dyn Fn() + Send>>>;
@@ -376,4 +377,47 @@ fn a_segment_that_outlives_many_forks_lies_in_few_host_files() {
         assert_eq!(read(&main, wal, block * B, B), page(byte), "block {block}");
     }
     rig.check();
+}
+
+/// Somebody removes a fork while a merge is under way, and the daemon ends at once: the
+/// removed layer is still there, and the one below it has become one with another.
+#[test]
+fn a_removal_that_merging_has_overtaken_is_finished_at_the_next_start() {
+    let rig = Rig::new();
+    let main = cluster(&rig.store, "main");
+    let table = file(&main, "base/5/16384");
+    write(&main, table, 0, 1);
+    main.sync_all().unwrap();
+    let child = fork(&rig.store, "main", "child");
+    write(&child, table, 0, 2);
+    child.sync_all().unwrap();
+    let (layers, pages) = (rig.layers(), rig.pages());
+    rig.store.close().unwrap();
+
+    let mut heads = Vec::new();
+    let each = rig.parts.map.scan(b"F", b"G", &mut |key, value| {
+        let record = ForkRecord::decode(key, value)?;
+        heads.extend((record.name == "child").then_some((record.id, record.head)));
+        Ok(true)
+    });
+    each.unwrap();
+    let [(id, head)] = heads[..] else { panic!("one child: {heads:?}") };
+    let key = LayerRecord::key(head);
+    let record = LayerRecord::decode(&key, &rig.parts.map.get(&key).unwrap().unwrap()).unwrap();
+    let mut batch = Batch::default();
+    batch.put(LayerRecord { parent: LayerId(4000), ..record }.encode());
+    rig.parts.map.commit(&batch).unwrap();
+    let refused = rig.parts.open_on(Arc::new(rig.parts.map.clone()), Options::default());
+    let why = refused.err().expect("a fork's layers are missing").to_string();
+    assert!(why.contains("parent 4000 is missing"), "{why}");
+
+    let mut batch = Batch::default();
+    batch.delete(ForkRecord::key(id));
+    batch.delete(SnapshotRecord::key(id, ""));
+    rig.parts.map.commit(&batch).unwrap();
+    let rig = Rig::of(rig.parts);
+    rig.store.wait_for_collection();
+    assert_eq!((rig.layers(), rig.pages()), (layers - 1, pages - 1));
+    rig.check();
+    assert_eq!(read(&rig.store.by_name("main").unwrap(), table, 0, B), page(1));
 }

@@ -242,6 +242,11 @@ impl Store {
             forks.push(ForkRecord::decode(k, v)?);
             Ok(true)
         })?;
+        let mut snapshots = Vec::new();
+        scan(&*core.map, tag::SNAPSHOT, &mut |k, v| {
+            snapshots.push(SnapshotRecord::decode(k, v)?);
+            Ok(true)
+        })?;
         {
             let mut layers = core.layers.lock();
             scan(&*core.map, tag::LAYER, &mut |k, v| {
@@ -249,6 +254,8 @@ impl Store {
                 layers.insert(record.id, LayerInfo::new(record, None));
                 Ok(true)
             })?;
+            let tops = forks.iter().map(|fork| fork.head).chain(snapshots.iter().map(|(.., s)| s.layer));
+            cut_off_removed(&mut layers, tops);
             check_tree_of_layers(&layers)?;
             let records: Vec<LayerRecord> = layers.values().map(|l| l.record).collect();
             for LayerRecord { id, parent, .. } in records.into_iter().filter(|l| l.parent.0 != 0) {
@@ -327,7 +334,7 @@ impl Store {
             }
             self.add_known(record, None);
         }
-        self.recover_snapshots()?;
+        self.recover_snapshots(snapshots)?;
         let in_use: HashSet<u32> = self.forks.read().values().map(|k| k.record.lock().delta).collect();
         for (id, delta) in core.deltas.read().iter() {
             delta.retired.store(!in_use.contains(id), Ordering::SeqCst);
@@ -348,13 +355,8 @@ impl Store {
         Ok(())
     }
 
-    fn recover_snapshots(&self) -> Result<()> {
+    fn recover_snapshots(&self, found: Vec<(ForkId, String, SnapshotRecord)>) -> Result<()> {
         let core = &self.core;
-        let mut found = Vec::new();
-        scan(&*core.map, tag::SNAPSHOT, &mut |k, v| {
-            found.push(SnapshotRecord::decode(k, v)?);
-            Ok(true)
-        })?;
         for (fork, label, record) in found {
             let frozen = core.layers.lock().get(&record.layer).is_some_and(|info| info.settled);
             if !frozen || !self.forks.read().contains_key(&fork) {
@@ -645,6 +647,25 @@ impl Store {
         batch.put(self.core.ids.used().encode());
         first = first.and(self.core.map.commit(&batch));
         first.and(self.core.map.close())
+    }
+}
+
+/// Layers whose removal had begun when the store was closed, or crashed: merging did not
+/// know them any more, and may have taken their parents away. Nothing is below them then;
+/// they go like all that no fork and no snapshot (`tops`) stands on.
+fn cut_off_removed(layers: &mut HashMap<LayerId, LayerInfo>, tops: impl Iterator<Item = LayerId>) {
+    let mut needed = HashSet::new();
+    for top in tops {
+        let mut at = top;
+        while let Some(info) = layers.get(&at).filter(|_| needed.insert(at)) {
+            at = info.record.parent;
+        }
+    }
+    let there: HashSet<LayerId> = layers.keys().copied().collect();
+    for (layer, info) in layers {
+        if !needed.contains(layer) && !there.contains(&info.record.parent) {
+            info.record.parent = LayerId(0);
+        }
     }
 }
 
