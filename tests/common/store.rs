@@ -1,6 +1,6 @@
 //! A store of one test, driven through the `pgcowfs` program.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -143,6 +143,9 @@ impl Store {
             "PGUSER",
         ] {
             command.env_remove(name);
+        }
+        if let Some(path) = path_with_tested_binaries() {
+            command.env("PATH", path);
         }
         if let Some((uid, gid)) = self.run_as {
             command.uid(uid).gid(gid);
@@ -444,4 +447,12 @@ fn credentials(url: &str) -> (String, Option<String>) {
 fn whoami() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
     user.map_or_else(|| "postgres".to_owned(), |user| user.name)
+}
+
+/// PATH with the PostgreSQL that is tested with before all others, if one was chosen: the product is to find that one.
+fn path_with_tested_binaries() -> Option<OsString> {
+    let bin = std::env::var_os("PGCOWFS_TEST_PG_BIN")?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::iter::once(PathBuf::from(bin)).chain(std::env::split_paths(&path));
+    Some(std::env::join_paths(dirs).expect("PATH and PGCOWFS_TEST_PG_BIN have no colons in names"))
 }
