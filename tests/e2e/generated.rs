@@ -1,5 +1,6 @@
 //! What the program makes from its own command line: completions and manual pages.
 
+use std::path::Path;
 use std::process::Command;
 
 use crate::common::process::{in_path, run};
@@ -58,4 +59,40 @@ fn every_command_has_a_manual_page() {
     std::fs::write(&file, "").expect("write a file");
     let done = run(store.command_anywhere().arg("man").arg(file.join("x")));
     assert_eq!(done.code, 3, "{}", done.report());
+}
+
+/// docs/COMMANDS.md is what the program says of itself. `PGCOWFS_UPDATE_DOCS=1` writes it anew.
+#[test]
+fn the_reference_is_what_the_program_says() {
+    let store = Store::bare(None);
+    // As wide as the page is printed, whatever terminal this is.
+    let help =
+        |command: &str| run(store.command_anywhere().args([command, "-h"]).env("COLUMNS", "110")).expect_ok();
+    let commands = commands(&store);
+    let mut page = String::from(
+        "# Commands\n\nWhat `pgcowfs COMMAND -h` says of each command; `--help` says more of some options. Every command \
+         takes `--store`,\n`--json` and `--quiet` as well. Exit codes, JSON fields and files are in docs/CLI.md. This page \
+         is made from the program\n(`PGCOWFS_UPDATE_DOCS=1 cargo test --release --workspace --test e2e the_reference`), and a \
+         test compares the two.\n\n",
+    );
+    let links: Vec<String> = commands.iter().map(|name| format!("[{name}](#{name})")).collect();
+    page += &format!("{}\n", links.join(" \u{b7} "));
+    for command in &commands {
+        let text = help(command);
+        let (own, rest) = text.split_once("\nGlobal options:\n").expect("global options");
+        let after = rest.split_once("\n\n").map_or("", |(_, after)| after);
+        let text = format!("{}\n\n{}", own.trim_end(), after.trim());
+        page += &format!("\n## {command}\n\n```text\n{}\n```\n", text.trim_end());
+    }
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/COMMANDS.md");
+    if std::env::var_os("PGCOWFS_UPDATE_DOCS").is_some() {
+        std::fs::write(&file, &page).expect("write docs/COMMANDS.md");
+    }
+    let there = std::fs::read_to_string(&file).expect("read docs/COMMANDS.md");
+    let differs = there.lines().zip(page.lines()).position(|(a, b)| a != b);
+    assert!(
+        there == page,
+        "docs/COMMANDS.md is not what the program says (line {:?}); write it anew with PGCOWFS_UPDATE_DOCS=1",
+        differs.map(|line| line + 1)
+    );
 }
