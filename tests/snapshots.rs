@@ -382,3 +382,84 @@ fn everything_at_once() {
     assert_eq!(store.info("main").unwrap().delta_bytes, 200 * B);
     store.close().unwrap();
 }
+
+#[test]
+fn an_incomplete_fork_is_its_makers() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let f = file(&main, "base/5/16384");
+    write(&main, f, 1);
+    let incomplete = |fork: &Fork| {
+        fork.set_incomplete();
+        Ok(())
+    };
+    store.snapshot("main", "one").unwrap();
+    store.fork_snapshot("main", "one", "made", b"", &mut |fork| incomplete(fork)).unwrap();
+    store.fork("main", "left", b"", &mut |fork| incomplete(fork)).unwrap();
+    assert!(store.info("made").unwrap().incomplete);
+    assert!(store.all_snapshots()[0].forks.is_empty(), "nobody is told");
+    assert!(matches!(store.fork("made", "x", b"", &mut |_| Ok(())), Err(Error::NoSuchFork(_))));
+    assert!(matches!(store.snapshot("made", "x"), Err(Error::NoSuchFork(_))));
+    let reset = |to| store.reset("made", &to, None, &mut |_| Ok(()));
+    assert!(matches!(reset(ResetTo::Origin), Err(Error::NoSuchFork(_))));
+
+    // What it is when it is published is what it was made from.
+    write(&store.by_name("made").unwrap(), f, 2);
+    store.publish("made").unwrap();
+    write(&store.by_name("made").unwrap(), f, 3);
+    reset(ResetTo::Origin).unwrap();
+    assert_eq!(read(&store.by_name("made").unwrap(), f, 0, B), page(2));
+    assert_eq!(store.info("made").unwrap().parent.as_deref(), Some("main"));
+    store.fork("made", "gone", b"", &mut |fork| incomplete(fork)).unwrap();
+    store.publish_ephemeral("gone").unwrap();
+    check(&store);
+    store.close().unwrap();
+
+    // One that was never published, and one that was to end, are not there any more.
+    let store = parts.open();
+    let names = || store.forks().into_iter().map(|fork| fork.name).collect::<Vec<_>>();
+    assert_eq!(names(), ["made", "main"]);
+    store.reset("made", &ResetTo::Origin, None, &mut |_| Ok(())).unwrap();
+    assert_eq!(read(&store.by_name("made").unwrap(), f, 0, B), page(2));
+    check(&store);
+    store.close().unwrap();
+}
+
+#[test]
+fn a_fork_becomes_what_another_one_is() {
+    let parts = Parts3::new();
+    let store = parts.open();
+    let main = cluster(&store, "main");
+    let f = file(&main, "base/5/16384");
+    write(&main, f, 1);
+    store.snapshot("main", "one").unwrap();
+    let child = fork(&store, "main", "child");
+    write(&child, f, 2);
+    store
+        .fork("child", "new", b"", &mut |fork| {
+            fork.set_incomplete();
+            Ok(())
+        })
+        .unwrap();
+    write(&store.by_name("new").unwrap(), f, 3);
+    let reset = |name: &str, to| store.reset(name, &to, None, &mut |_| Ok(())).map(|_| ());
+    for name in ["main", "child"] {
+        reset(name, ResetTo::Fork("new".into())).unwrap();
+        assert_eq!(read(&store.by_name(name).unwrap(), f, 0, B), page(3));
+        write(&store.by_name(name).unwrap(), f, 9);
+    }
+    store.remove("new").unwrap();
+    // A root stays one, with its snapshots; for a child it is what it was made from.
+    assert!(matches!(reset("main", ResetTo::Origin), Err(Error::NoOrigin(_))));
+    assert_eq!((store.info("main").unwrap().parent, labels(&store, "main")), (None, vec!["one".into()]));
+    reset("child", ResetTo::Origin).unwrap();
+    assert_eq!(read(&store.by_name("child").unwrap(), f, 0, B), page(3));
+    reset("main", ResetTo::Snapshot("one".into())).unwrap();
+    assert_eq!(read(&store.by_name("main").unwrap(), f, 0, B), page(1));
+    assert!(matches!(reset("main", ResetTo::Fork("main".into())), Err(Error::Invalid(_))));
+    assert!(matches!(reset("main", ResetTo::Fork("none".into())), Err(Error::NoSuchFork(_))));
+    collect(&store);
+    check(&store);
+    store.close().unwrap();
+}

@@ -42,6 +42,11 @@ pub enum Op {
     ResetToParent {
         fork: u8,
     },
+    /// Make a fork what another one is.
+    ResetToFork {
+        fork: u8,
+        other: u8,
+    },
     RemoveSnapshot {
         fork: u8,
         label: u8,
@@ -106,6 +111,11 @@ pub enum Op {
     /// Make a fork that ends with the store's closing.
     ForkEphemeral {
         parent: u8,
+    },
+    /// Make a fork that is published only when something was written to it.
+    ForkInSteps {
+        parent: u8,
+        byte: u8,
     },
     Remove {
         fork: u8,

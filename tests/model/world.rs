@@ -267,6 +267,48 @@ impl World {
                 model.origin = Some((files.clone(), parent));
                 model.go_to(files);
             }
+            Op::ResetToFork { fork, other } => {
+                let (Some(name), Some(other)) = (self.pick(fork), self.pick(other)) else { return Ok(()) };
+                if name == other {
+                    return Ok(());
+                }
+                self.store.reset(&name, &ResetTo::Fork(other.clone()), None, &mut |_| Ok(()))?;
+                let model = self.forks.get_mut(&other).expect("picked");
+                model.settle();
+                let files = model.now.clone();
+                let model = self.forks.get_mut(&name).expect("picked");
+                if let Some((origin, _)) = &mut model.origin {
+                    *origin = files.clone();
+                }
+                model.go_to(files);
+            }
+            Op::ForkInSteps { parent, byte } => {
+                let Some(parent) = self.pick(parent) else { return Ok(()) };
+                self.made += 1;
+                let child = format!("f{}", self.made);
+                self.store.fork(&parent, &child, b"", &mut |fork| {
+                    fork.set_incomplete();
+                    Ok(())
+                })?;
+                let model = self.forks.get_mut(&parent).expect("picked");
+                model.settle();
+                let mut now = model.now.clone();
+                let mut finish = || {
+                    let fork = self.store.by_name(&child)?;
+                    for name in 0..NAMES.len() as u8 {
+                        let write = Op::Write { fork: 0, name, offset: 0, len: B, byte };
+                        apply_to_files(&write, &fork, &mut now, &mut Moments::new())?;
+                    }
+                    self.store.publish(&child)
+                };
+                let finished = finish();
+                if let Err(error) = finished {
+                    // As its maker does.
+                    self.store.remove(&child)?;
+                    return Err(error);
+                }
+                self.forks.insert(child, ModelFork::child(&now, &parent));
+            }
             Op::RemoveSnapshot { fork, label } => {
                 let Some((name, _)) = self.pick_snapshot(fork, label) else { return Ok(()) };
                 self.store.remove_snapshot(&name, &label_of(label))?;

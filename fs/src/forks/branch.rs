@@ -47,6 +47,8 @@ pub enum ResetTo {
     Snapshot(String),
     /// What its parent is now.
     Parent,
+    /// What that fork is now, which may be an incomplete one.
+    Fork(String),
 }
 
 /// A change of a fork that is being made, before its name is visible; an error
@@ -139,8 +141,8 @@ impl Store {
     /// another one is given. `edit` as for [`Store::fork`]. If anything fails,
     /// nothing has changed.
     ///
-    /// What the fork was made from stays so, unless it becomes what its parent is
-    /// now: then that is what it was made from.
+    /// What the fork was made from stays so, unless it becomes what its parent or
+    /// another fork is now: then that is what it was made from. A root stays one.
     pub fn reset(
         &self,
         name: &str,
@@ -157,17 +159,23 @@ impl Store {
         record.base = old.base;
         record.created = old.created;
         record.life = old.life;
-        let replaced = Replaced { id, keeps_origin: matches!(to, ResetTo::Snapshot(_)) };
+        let is_root = old.parent.is_empty();
+        let replaced = Replaced { id, keeps_origin: is_root || matches!(to, ResetTo::Snapshot(_)) };
         let label = match to {
             ResetTo::Origin => "",
             ResetTo::Snapshot(label) => label,
-            ResetTo::Parent => {
-                let parent = match old.parent.as_str() {
-                    "" => return Err(Error::NoOrigin(name.to_string())),
-                    parent => self.whole_fork(parent)?,
+            ResetTo::Parent | ResetTo::Fork(_) => {
+                let other = match to {
+                    ResetTo::Fork(other) if other == name => {
+                        return Err(Error::Invalid("a fork cannot be put back to itself"));
+                    }
+                    ResetTo::Fork(other) => self.by_name(other)?,
+                    _ if is_root => return Err(Error::NoOrigin(name.to_string())),
+                    _ => self.whole_fork(&old.parent)?,
                 };
-                record.base = parent.record.lock().base.clone();
-                return self.fork_frozen(start, &parent, record, Some(replaced), edit);
+                other.check_fault()?;
+                record.base = other.record.lock().base.clone();
+                return self.fork_frozen(start, &other, record, Some(replaced), edit);
             }
         };
         let made = self.begin_on_snapshot(record, id, label)?;

@@ -186,6 +186,13 @@ impl Fork {
         self.record.lock().life = Life::Ephemeral;
     }
 
+    /// Makes a fork that is being made an incomplete one, in [`super::Store::fork`]'s
+    /// `edit`: until [`super::Store::publish`] it can be used by its maker alone, and is
+    /// removed when the store is opened.
+    pub fn set_incomplete(&self) {
+        self.record.lock().life = Life::Incomplete;
+    }
+
     /// What is counted of this fork, since it was loaded.
     pub fn stats(&self) -> &Stats {
         &self.stats

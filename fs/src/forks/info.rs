@@ -111,6 +111,8 @@ pub struct ForkEntry {
     pub id: ForkId,
     /// Its name.
     pub name: String,
+    /// Not published yet.
+    pub incomplete: bool,
     /// What the caller keeps with it.
     pub meta: Vec<u8>,
 }
@@ -136,7 +138,12 @@ impl Store {
 
     /// All forks, by name, at the least cost.
     pub fn entries(&self) -> Vec<ForkEntry> {
-        let entry = |record: ForkRecord| ForkEntry { id: record.id, name: record.name, meta: record.meta };
+        let entry = |record: ForkRecord| ForkEntry {
+            id: record.id,
+            incomplete: record.is_incomplete(),
+            name: record.name,
+            meta: record.meta,
+        };
         let mut all: Vec<ForkEntry> = self.records().into_iter().map(entry).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all

@@ -176,11 +176,25 @@ impl Store {
         Ok(fork)
     }
 
-    /// Makes an incomplete fork durable, and complete.
+    /// Makes an incomplete fork durable, and complete. What it is now is what it was
+    /// made from: nobody ever sees what it was before.
     pub fn publish(&self, name: &str) -> Result<()> {
+        self.publish_for(name, Life::Lasting)
+    }
+
+    /// The same for one that ends with the store's closing.
+    pub fn publish_ephemeral(&self, name: &str) -> Result<()> {
+        self.publish_for(name, Life::Ephemeral)
+    }
+
+    fn publish_for(&self, name: &str, life: Life) -> Result<()> {
+        let _one = self.changes.lock();
         let fork = self.by_name(name)?;
+        if !fork.record.lock().parent.is_empty() {
+            self.begin_here(&fork)?;
+        }
         fork.sync_all()?;
-        self.change_record(&fork, |record| record.life = Life::Lasting)
+        self.change_record(&fork, |record| record.life = life)
     }
 
     /// Replaces what the caller keeps with the fork.

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Instant, SystemTime};
 
+use parking_lot::Mutex;
+
 use crate::block::BLOCK_BYTES;
 use crate::error::{Error, Result};
 use crate::ids::{LayerId, check_label};
@@ -11,6 +13,7 @@ use crate::map::schema::{ForkRecord, SnapshotRecord, Time};
 
 use super::branch::ForkReport;
 use super::core::LayerInfo;
+use super::fork::Fork;
 use super::store::Store;
 
 /// A snapshot of a fork.
@@ -55,6 +58,22 @@ impl Store {
         Ok(ForkReport { total: start.elapsed(), stall, map_bytes })
     }
 
+    /// Makes what a fork is now what it was made from.
+    pub(super) fn begin_here(&self, fork: &Fork) -> Result<()> {
+        let frozen = self.freeze(fork)?;
+        let record = SnapshotRecord { layer: frozen.layer, created: Time::now() };
+        let mut extra = Batch::default();
+        extra.put(record.encode(fork.id(), ""));
+        let before = Mutex::new(None);
+        let enter = || {
+            *before.lock() = self.core.unkeep(fork.id(), "");
+            self.core.keep(fork.id(), "", record.clone());
+        };
+        self.commit_frozen(frozen, &[], extra, &enter)?;
+        self.let_go(before.into_inner());
+        Ok(())
+    }
+
     /// The snapshots of a fork, the oldest first.
     pub fn snapshots(&self, name: &str) -> Result<Vec<SnapshotInfo>> {
         Ok(self.describe_snapshots(&[self.record_of(name)?.1]))
@@ -72,7 +91,7 @@ impl Store {
         let _still = self.core.moves.read();
         let kept: Vec<_> = of.iter().map(|record| (record, self.core.snapshots(record.id))).collect();
         let mut made_from: HashMap<LayerId, Vec<String>> = HashMap::new();
-        for fork in &all {
+        for fork in all.iter().filter(|fork| !fork.is_incomplete()) {
             if let Some(origin) = self.core.snapshot(fork.id, "") {
                 made_from.entry(origin.layer).or_default().push(fork.name.clone());
             }

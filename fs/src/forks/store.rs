@@ -350,7 +350,9 @@ impl Store {
                 _ => log::info!("removing fork {name:?}, which was never completed"),
             }
             self.remove(name)?;
-            self.ended.lock().push(ForkEntry { id: record.id, name: record.name, meta: record.meta });
+            let incomplete = record.is_incomplete();
+            let ended = ForkEntry { id: record.id, name: record.name, incomplete, meta: record.meta };
+            self.ended.lock().push(ended);
         }
         Ok(())
     }

@@ -149,8 +149,9 @@ impl Server {
     pub fn list(&self, node: u64, place: &Place) -> Outcome<Vec<Listed>> {
         let directory = |node, name: &[u8]| Listed { node, mode: libc::S_IFDIR, name: name.into() };
         let Some((fork, dir)) = place else {
-            let forks = self.store.entries();
-            let forks = forks.into_iter().map(|f| directory(node::of(f.id, FileId::ROOT), f.name.as_bytes()));
+            // Whoever makes one knows its name.
+            let forks = self.store.entries().into_iter().filter(|f| !f.incomplete);
+            let forks = forks.map(|f| directory(node::of(f.id, FileId::ROOT), f.name.as_bytes()));
             return Ok([directory(node::TOP, b"."), directory(node::TOP, b"..")]
                 .into_iter()
                 .chain(forks)
