@@ -24,6 +24,7 @@ mod e2e {
     mod ephemeral;
     mod examples;
     mod expire;
+    mod export;
     mod footprint;
     mod fork_load;
     mod generated;

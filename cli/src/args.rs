@@ -5,6 +5,8 @@
 mod branches;
 #[path = "args/expire.rs"]
 mod expire;
+#[path = "args/export.rs"]
+mod export;
 #[path = "args/generate.rs"]
 mod generate;
 #[path = "args/pool.rs"]
@@ -31,6 +33,7 @@ pub use self::branches::{
     CheckpointMode, CheckpointOptions, Place, Promote, Protect, Rename, Reset, Snapshot, Snapshots, Tree,
 };
 pub use self::expire::{Expire, ExpiryOptions};
+pub use self::export::Export;
 pub use self::generate::{Completions, Man, Shell};
 pub use self::pool::PoolArgs;
 pub use self::role::RoleOptions;
@@ -110,6 +113,8 @@ pub enum Command {
     Protect(Protect),
     /// Have a fork removed when its time is over
     Expire(Expire),
+    /// Write a fork out, as a data directory on any disk
+    Export(Export),
     /// Run psql on a fork
     Psql(Psql),
     /// Print a fork's connection strings
@@ -740,6 +745,7 @@ mod tests {
             "pgcowfs fork a b --start --user app --password-file f --restricted",
             "pgcowfs reset a",
             "pgcowfs promote a",
+            "pgcowfs export a@b /x --checkpoint always",
             "pgcowfs rename a b",
             "pgcowfs protect a",
             "pgcowfs protect a --for 2h",
@@ -781,6 +787,7 @@ mod tests {
             "pgcowfs fork a",
             "pgcowfs rm",
             "pgcowfs rename a",
+            "pgcowfs export a",
             "pgcowfs protect a --for 2h --off",
             "pgcowfs protect a --for 2",
             "pgcowfs protect a --for 0s",

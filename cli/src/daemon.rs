@@ -60,8 +60,8 @@ pub struct Daemon {
     started: Instant,
     /// Held while a fork appears or changes, so that no two get one port.
     changes: Mutex<()>,
-    /// Forks that `create` is making, with their settings.
-    incomplete: Mutex<BTreeMap<String, ForkMeta>>,
+    /// Forks that are being made.
+    incomplete: Mutex<BTreeMap<String, Making>>,
     /// Forks that end with the client that they were made for.
     leases: Leases,
     /// Started forks that nobody has yet.
@@ -73,6 +73,13 @@ pub struct Daemon {
     /// Long requests are to end soon.
     ending: AtomicBool,
     events: Mutex<Sender<Event>>,
+}
+
+/// What is to become of an incomplete fork.
+struct Making {
+    meta: ForkMeta,
+    ephemeral: bool,
+    leased: bool,
 }
 
 /// What ends a daemon.

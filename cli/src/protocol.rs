@@ -4,9 +4,10 @@
 //! Slow work (initdb, copying, starting and stopping servers) is the client's;
 //! the daemon does what must be atomic: the store, ports, settings.
 //!
-//! A fork made by `create` belongs to the connection that made it until it is
-//! published: if the connection ends before, the daemon removes it. So a
-//! client that is interrupted or killed leaves nothing behind.
+//! An incomplete fork, of `create` or `fork`, belongs to the connection that made it
+//! until it is published: nobody else is told of it, and if the connection ends before,
+//! the daemon stops its server and removes it. So a client that is interrupted or
+//! killed leaves nothing behind.
 
 // As a file of the fuzz targets, this one has no directory of its own.
 #[path = "protocol/seeing.rs"]
@@ -423,6 +424,12 @@ pub struct ForkSpec {
     /// When it is removed by itself.
     #[serde(default)]
     pub expiry: Option<Expiry>,
+    /// Whether it is made to be changed, or read, before it is published, if ever.
+    #[serde(default)]
+    pub incomplete: bool,
+    /// Whether nothing in it is changed: it is there to be read, and never runs.
+    #[serde(default)]
+    pub as_is: bool,
 }
 
 /// A fork to put back.

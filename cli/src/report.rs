@@ -5,6 +5,7 @@ mod branches;
 mod diff;
 mod doctor;
 mod expire;
+mod export;
 mod footprint;
 mod pool;
 mod run;
@@ -33,6 +34,7 @@ pub use self::diff::{
 pub use self::doctor::{Checked, DoctorReport, Finding};
 pub use self::expire::ExpireReport;
 use self::expire::expiry_remarks;
+pub use self::export::ExportReport;
 pub use self::footprint::FootprintReport;
 pub use self::pool::PoolsReport;
 use self::pool::pools_text;

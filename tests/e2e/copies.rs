@@ -14,7 +14,7 @@ use crate::e2e::lifecycle::psql;
 use crate::oracle::{self, Load, Window, report, verify};
 
 /// What a directory tree is: kind, mode, owner and contents of each name.
-fn tree(top: &Path) -> BTreeMap<PathBuf, String> {
+pub fn tree(top: &Path) -> BTreeMap<PathBuf, String> {
     use std::os::unix::fs::MetadataExt;
     let mut found = BTreeMap::new();
     let mut todo = vec![PathBuf::new()];

@@ -119,6 +119,8 @@ fn requests() -> Vec<Vec<u8>> {
         quota: Some(5),
         ephemeral: true,
         leased: true,
+        incomplete: true,
+        as_is: true,
         expiry: None,
     };
     let inspect = InspectSpec { scrub: true, fork: Some(fork()), ..InspectSpec::default() };

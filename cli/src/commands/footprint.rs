@@ -46,19 +46,9 @@ pub fn run(context: &Context, args: &Footprint) -> Result<()> {
             .cause(format!("{} is version {}", parent.name, parent.meta.pg_version))
             .hint("leave it away"));
     }
-    let wanted = Wanted {
-        parent: &place,
-        child: format!("footprint-{}", std::process::id()),
-        port: None,
-        listen: parent.meta.listen.clone(),
-        settings: Vec::new(),
-        keep_identity: false,
-        quota: None,
-        ephemeral: false,
-        // It goes whatever becomes of this program.
-        leased: true,
-        expiry: None,
-    };
+    let name = format!("footprint-{}", std::process::id());
+    // It goes whatever becomes of this program.
+    let wanted = Wanted { leased: true, ..Wanted::of(&place, &parent, name) };
     let forked = fork::fork(context, &mut client, wanted)?;
     let report = measure(context, args, &mut client, &forked.row, &interrupted);
     // Whoever reads the report is to find nothing. What went wrong first is what matters.

@@ -40,6 +40,30 @@ pub struct Wanted<'a> {
     pub leased: bool,
     /// When it is removed by itself.
     pub expiry: Option<Expiry>,
+    /// Whether it is published later, if ever.
+    pub incomplete: bool,
+    /// Whether it is only there to be read.
+    pub as_is: bool,
+}
+
+impl<'a> Wanted<'a> {
+    /// A fork of what `parent` is, with nothing special about it.
+    pub fn of(place: &'a Place, parent: &ForkRow, child: String) -> Wanted<'a> {
+        Wanted {
+            parent: place,
+            child,
+            port: None,
+            listen: parent.meta.listen.clone(),
+            settings: Vec::new(),
+            keep_identity: false,
+            quota: None,
+            ephemeral: false,
+            leased: false,
+            expiry: None,
+            incomplete: false,
+            as_is: false,
+        }
+    }
 }
 
 /// Forks a cluster.
@@ -60,16 +84,14 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
     refuse_taken(&mut client, &args.child)?;
     let checkpoint = checkpoint_first(context, &place, &parent, &args.checkpoint)?;
     let wanted = Wanted {
-        parent: &place,
-        child: args.child.clone(),
         port: args.server.port,
         listen: args.server.listen.clone(),
         settings: args.server.settings.clone(),
         keep_identity: args.server.keep_identity,
         quota: args.server.quota,
         ephemeral: args.ephemeral,
-        leased: false,
         expiry: expiry(&args.expiry, None)?,
+        ..Wanted::of(&place, &parent, args.child.clone())
     };
     let forked = fork(context, &mut client, wanted)?;
     let started = match args.start {
@@ -200,6 +222,8 @@ pub fn fork(context: &Context, client: &mut Client, wanted: Wanted) -> Result<Fo
         ephemeral: wanted.ephemeral,
         leased: wanted.leased,
         expiry: wanted.expiry,
+        incomplete: wanted.incomplete,
+        as_is: wanted.as_is,
     }))?;
     for warning in &forked.warnings {
         context.ui.warn(warning);

@@ -8,6 +8,7 @@ mod diff;
 mod doctor;
 mod du;
 mod expire;
+mod export;
 mod footprint;
 mod fork;
 mod gc;
@@ -88,6 +89,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Protect(args) => promote::protect(&context, args),
         Command::Expire(args) => expire::run(&context, args),
         Command::Schedule(args) => schedule::run(&context, args),
+        Command::Export(args) => export::run(&context, args),
         Command::Psql(args) => psql::run(&context, args),
         Command::Url(args) => url::run(&context, args),
         Command::List(_) => list::run(&context),

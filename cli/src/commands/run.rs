@@ -110,18 +110,7 @@ fn ready(context: &Context, client: &mut Client, args: &Run) -> Result<(Vec<Fork
     }
     fork::checkpoint_first(context, &place, &parent, &args.checkpoint)?;
     for child in names {
-        let wanted = Wanted {
-            parent: &place,
-            child,
-            port: None,
-            listen: parent.meta.listen.clone(),
-            settings: Vec::new(),
-            keep_identity: false,
-            quota: None,
-            ephemeral: !args.durable,
-            leased: true,
-            expiry: None,
-        };
+        let wanted = Wanted { ephemeral: !args.durable, leased: true, ..Wanted::of(&place, &parent, child) };
         rows.push(fork::fork(context, client, wanted)?.row);
     }
     let made = &rows[pooled..];

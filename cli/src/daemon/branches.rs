@@ -18,6 +18,10 @@ struct Change<'a> {
     settings: &'a [(String, String)],
     /// Whether it ends with the daemon; after a reset it is what it was.
     ephemeral: bool,
+    /// Whether it is published later.
+    incomplete: bool,
+    /// Whether its files stay as they are.
+    as_is: bool,
 }
 
 /// No snapshot has this label: `reset --to` means something else by it.
@@ -31,7 +35,7 @@ impl Daemon {
         quota: Option<u64>,
         make: &mut dyn FnMut(&mut pgcowfs::Edit<'_>) -> pgcowfs::Result<ForkReport>,
     ) -> Result<Forked> {
-        let Change { fork, source, meta, settings, ephemeral } = *change;
+        let Change { fork, source, meta, settings, ephemeral, incomplete, as_is } = *change;
         let identity = Identity {
             fork,
             pgdata: &self.mountpoint.join(fork),
@@ -47,10 +51,15 @@ impl Daemon {
         let mut outcome: Result<Vec<String>> = Ok(Vec::new());
         let mut edit = |fork: &Fork| {
             fork.set_first_quota(quota);
-            if ephemeral {
+            if incomplete {
+                fork.set_incomplete();
+            } else if ephemeral {
                 fork.set_ephemeral();
             }
-            outcome = identity::apply(&ForkTree(fork), &identity);
+            outcome = match as_is {
+                true => identity::check_contained(&ForkTree(fork), source).map(|()| Vec::new()),
+                false => identity::apply(&ForkTree(fork), &identity),
+            };
             match outcome.is_ok() {
                 true => Ok(()),
                 false => Err(pgcowfs::Error::Invalid("the rules of a fork's identity refuse it")),
@@ -60,7 +69,7 @@ impl Daemon {
         let warnings = outcome?;
         let report = report?;
         Ok(Forked {
-            row: self.info(fork)?,
+            row: self.row(&self.store.info(fork)?)?,
             fork_ms: report.total.as_secs_f64() * 1e3,
             stall_ms: report.stall.as_secs_f64() * 1e3,
             map_bytes: report.map_bytes,
@@ -70,8 +79,15 @@ impl Daemon {
 
     pub(super) fn fork_as(&self, spec: &ForkSpec, meta: &ForkMeta) -> Result<Forked> {
         let (parent, child, bytes) = (&spec.parent, &spec.child, meta.encode()?);
-        let (settings, ephemeral) = (&spec.settings, spec.ephemeral);
-        let change = Change { fork: child, source: parent, meta, settings, ephemeral };
+        let change = Change {
+            fork: child,
+            source: parent,
+            meta,
+            settings: &spec.settings,
+            ephemeral: spec.ephemeral,
+            incomplete: spec.incomplete,
+            as_is: spec.as_is,
+        };
         let forked = self.identified(&change, spec.quota, &mut |edit| match &spec.snapshot {
             None => self.store.fork(parent, child, &bytes, edit),
             Some(label) => self.store.fork_snapshot(parent, label, child, &bytes, edit),
@@ -148,7 +164,15 @@ impl Daemon {
             // It has them, or others by then.
             ResetTarget::Snapshot(label) => (ResetTo::Snapshot(label.clone()), None, &[][..]),
         };
-        let change = Change { fork, source: source.unwrap_or(fork), meta: &meta, settings, ephemeral: false };
+        let change = Change {
+            fork,
+            source: source.unwrap_or(fork),
+            meta: &meta,
+            settings,
+            ephemeral: false,
+            incomplete: false,
+            as_is: false,
+        };
         let bytes = meta.encode()?;
         let done =
             self.identified(&change, None, &mut |edit| self.store.reset(fork, &to, Some(&bytes), edit))?;

@@ -237,6 +237,8 @@ impl Daemon {
             ephemeral: true,
             leased: false,
             expiry: None,
+            incomplete: false,
+            as_is: false,
         })?;
         let ui = Ui::new(false, true);
         if let Err(error) = launch::launch(&self.paths, &ui, &forked.row, &launch::default_options()) {

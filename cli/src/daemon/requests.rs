@@ -17,7 +17,7 @@ use pgcowfs::{Fork, ForkInfo, Store};
 use serde::Serialize;
 
 use super::clients::{self, NoRequest};
-use super::{Daemon, Event, addresses, ports, refuse_running, sockets, stats};
+use super::{Daemon, Event, Making, addresses, ports, refuse_running, sockets, stats};
 use crate::error::{Context, Error, Kind, Result};
 use crate::meta::{ForkMeta, Origin, Protection, Upkeep};
 use crate::postgres::cluster::PID_FILE_MAX;
@@ -126,7 +126,7 @@ impl Daemon {
         self.end_leases_of_gone(number);
     }
 
-    /// Removes forks whose maker left before they were complete.
+    /// Removes forks whose maker left before they were complete, servers and all.
     fn abandon(&self, forks: Vec<String>) {
         for fork in forks {
             let closed = self.closed.read();
@@ -136,7 +136,7 @@ impl Daemon {
             }
             if self.incomplete.lock().contains_key(&fork) {
                 log::info!("removing {fork}, whose creation was abandoned");
-                if let Err(error) = self.remove(&fork) {
+                if let Err(error) = self.end_fork(&fork) {
                     log::error!("cannot remove {fork}: {error}");
                 }
             }
@@ -156,6 +156,7 @@ impl Daemon {
             Request::Diff { a, b } => reply(self.diff(&a, &b)),
             Request::Usage { fork } => reply(self.usage(&fork)),
             Request::Stats { fork } => reply(self.stats(fork.as_deref())),
+            Request::Info { fork, .. } if own.contains(&fork) => reply(self.info_of_any(&fork)),
             Request::Info { fork, layout } => {
                 reply(self.info(&fork).map(|row| if layout { self.with_layout(row) } else { row }))
             }
@@ -166,11 +167,20 @@ impl Daemon {
                 }
                 reply(result)
             }
-            Request::Publish { fork } => reply(self.publish(&fork)),
+            Request::Publish { fork } => {
+                let leased = self.incomplete.lock().get(&fork).is_some_and(|making| making.leased);
+                let result = self.publish(&fork);
+                if result.is_ok() && leased {
+                    self.leases.enter(&fork, client);
+                }
+                reply(result)
+            }
             Request::Fork(spec) => {
                 let result = self.fork(&spec);
-                if result.is_ok() && spec.leased {
-                    self.leases.enter(&spec.child, client);
+                match (result.is_ok(), spec.incomplete) {
+                    (true, true) => own.push(spec.child),
+                    (true, false) if spec.leased => self.leases.enter(&spec.child, client),
+                    _ => {}
                 }
                 reply(result)
             }
@@ -179,6 +189,7 @@ impl Daemon {
             Request::Pools { fork } => reply(self.pool_rows(fork.as_deref())),
             Request::SetPool { fork, pool } => reply(self.set_pool(&fork, pool)),
             Request::EndLeases => reply(self.end_leases(client)),
+            Request::Remove { fork } if own.contains(&fork) => reply(self.remove_own(&fork)),
             Request::Remove { fork } => reply(self.remove(&fork)),
             Request::Promote { fork } => reply(self.promote(&fork)),
             Request::Rename { fork, to } => reply(self.rename(&fork, &to)),
@@ -332,9 +343,20 @@ impl Daemon {
         let info = self.store.info(fork)?;
         if info.incomplete {
             return Err(Error::new(Kind::State, format!("fork {fork:?} is still being made"))
-                .hint("wait for the `pgcowfs create` that makes it"));
+                .hint("wait for the command that makes it"));
         }
         self.row(&info)
+    }
+
+    /// The same for whoever makes it.
+    fn info_of_any(&self, fork: &str) -> Result<ForkRow> {
+        self.row(&self.store.info(fork)?)
+    }
+
+    /// Removes a fork for its maker: an incomplete one with its server.
+    fn remove_own(&self, fork: &str) -> Result<()> {
+        let incomplete = self.incomplete.lock().contains_key(fork);
+        if incomplete { self.end_fork(fork) } else { self.remove(fork) }
     }
 
     fn with_layout(&self, row: ForkRow) -> ForkRow {
@@ -343,7 +365,7 @@ impl Daemon {
         ForkRow { layout: layout.map(|layout| (layout.pages, layout.pieces)), ..row }
     }
 
-    fn row(&self, info: &ForkInfo) -> Result<ForkRow> {
+    pub(super) fn row(&self, info: &ForkInfo) -> Result<ForkRow> {
         Ok(ForkRow {
             name: info.name.clone(),
             parent: info.parent.clone(),
@@ -375,7 +397,7 @@ impl Daemon {
                 owners.entry(meta.port).or_insert(entry.name);
             }
         }
-        owners.extend(self.incomplete.lock().iter().map(|(name, meta)| (meta.port, name.clone())));
+        owners.extend(self.incomplete.lock().iter().map(|(name, making)| (making.meta.port, name.clone())));
         owners
     }
 
@@ -421,7 +443,8 @@ impl Daemon {
             sockets::remove(&self.paths, &spec.fork);
             return Err(error);
         }
-        self.incomplete.lock().insert(spec.fork.clone(), meta.clone());
+        let making = Making { meta: meta.clone(), ephemeral: false, leased: false };
+        self.incomplete.lock().insert(spec.fork.clone(), making);
         Ok(Created { pgdata: self.mountpoint.join(&spec.fork), meta })
     }
 
@@ -441,7 +464,11 @@ impl Daemon {
 
     fn publish(&self, fork: &str) -> Result<ForkRow> {
         let _changes = self.changes.lock();
-        self.store.publish(fork)?;
+        let ephemeral = self.incomplete.lock().get(fork).is_some_and(|making| making.ephemeral);
+        match ephemeral {
+            true => self.store.publish_ephemeral(fork)?,
+            false => self.store.publish(fork)?,
+        }
         self.incomplete.lock().remove(fork);
         log::info!("created {fork}");
         self.info(fork)
@@ -459,8 +486,13 @@ impl Daemon {
         meta.upkeep = Upkeep { expiry: spec.expiry.clone(), ..Upkeep::default() };
         self.place(&spec.child, spec.port, &mut meta)?;
         let result = self.fork_as(spec, &meta);
-        if result.is_err() {
-            sockets::remove(&self.paths, &spec.child);
+        match &result {
+            Ok(_) if spec.incomplete => {
+                let making = Making { meta, ephemeral: spec.ephemeral, leased: spec.leased };
+                self.incomplete.lock().insert(spec.child.clone(), making);
+            }
+            Ok(_) => {}
+            Err(_) => sockets::remove(&self.paths, &spec.child),
         }
         result
     }

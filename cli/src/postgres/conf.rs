@@ -139,15 +139,16 @@ pub fn edit(text: &str, mut decide: impl FnMut(&Entry) -> Edit) -> String {
     out
 }
 
+/// The text without the settings that `goes` takes out.
+pub fn without(text: &str, goes: impl Fn(&Entry) -> bool) -> String {
+    let stays = |line: &&str| !parse_line(line).is_some_and(|entry| goes(&entry));
+    text.split_inclusive('\n').filter(stays).collect()
+}
+
 /// Replaces settings: earlier lines of those names go, new ones come at the end.
 pub fn set_all(text: &str, settings: &[(String, String)]) -> String {
     let replaced = |name: &str| settings.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
-    let mut out = String::with_capacity(text.len() + 256);
-    for line in text.split_inclusive('\n') {
-        if !parse_line(line).is_some_and(|entry| replaced(&entry.name)) {
-            out += line;
-        }
-    }
+    let mut out = without(text, |entry| replaced(&entry.name));
     if !out.is_empty() && !out.ends_with('\n') {
         out.push('\n');
     }

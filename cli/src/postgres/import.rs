@@ -1,4 +1,5 @@
-//! Copying a stopped cluster into a new fork, and what a base's links lead to.
+//! Copying a stopped cluster into a new fork, or out of one, and what a base's links
+//! lead to.
 //!
 //! A fork has everything inside; `links` says what becomes of links. Nobody
 //! knows who made the source, and somebody may be at work on it: everything is
@@ -13,6 +14,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
@@ -24,7 +26,7 @@ use super::conf::Settings;
 use super::links::{Fate, Links, Only};
 use super::tree::DirTree;
 use crate::error::{Context, Error, Kind, Result};
-use crate::ui::{Progress, Ui};
+use crate::ui::Ui;
 
 /// The deepest directory that is copied. PostgreSQL's own nest four deep.
 const DEPTH_MAX: usize = 64;
@@ -43,6 +45,8 @@ struct Plan<'a> {
     /// Directories that were listed, and what they were then.
     listed: Vec<(PathBuf, Metadata)>,
     seen: HashSet<(u64, u64)>,
+    /// Ends it when it is set.
+    stop: Option<&'a AtomicBool>,
 }
 
 /// A file to copy.
@@ -65,6 +69,51 @@ pub fn copy(cluster: &Cluster, pgdata: &Path, ui: &Ui) -> Result<Vec<String>> {
     plan.check_unchanged()?;
     check_same(cluster)?;
     Ok(plan.left_out())
+}
+
+/// Copies the fork `cluster`, which nobody writes to, into the empty directory `dir`,
+/// durably; ends when `stop` is set. Returns how many bytes its files have, and how
+/// many files there are.
+pub fn copy_out(cluster: &Cluster, dir: &Path, ui: &Ui, stop: &AtomicBool) -> Result<(u64, usize)> {
+    let mut plan = Plan::new(cluster)?;
+    plan.stop = Some(stop);
+    let top = Place::itself(&cluster.dir).at("read", &cluster.dir)?;
+    plan.walk(&top, &cluster.dir, Path::new(""), Only::All)?;
+    plan.carry_out(dir, ui, "copying")?;
+    let mode = top.meta().permissions().mode() & 0o750;
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).at("set the mode of", dir)?;
+    Ok((plan.bytes, plan.files.len()))
+}
+
+/// Makes everything below a directory durable; ends when `stop` is set.
+pub fn sync_all(dir: &Path, stop: &AtomicBool) -> Result<()> {
+    let mut dirs = vec![dir.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).at("list", &dir)? {
+            let entry = entry.at("list", &dir)?;
+            let kind = entry.file_type().at("look at", &entry.path())?;
+            if kind.is_dir() {
+                dirs.push(entry.path());
+            } else if kind.is_file() {
+                check_stop(Some(stop))?;
+                sync(&entry.path())?;
+            }
+        }
+        sync(&dir)?;
+    }
+    Ok(())
+}
+
+/// Makes a file or a directory durable.
+pub fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).at("sync", path)
+}
+
+fn check_stop(stop: Option<&AtomicBool>) -> Result<()> {
+    match stop.is_some_and(|stop| stop.load(Ordering::SeqCst)) {
+        false => Ok(()),
+        true => Err(Error::new(Kind::Failed, "interrupted").hint("nothing was kept; begin anew")),
+    }
 }
 
 /// Brings in what the fork `pgdata` of a base still shows as links. Returns what
@@ -162,6 +211,7 @@ impl<'a> Plan<'a> {
             left_out: Vec::new(),
             listed: Vec::new(),
             seen: HashSet::new(),
+            stop: None,
         })
     }
 
@@ -276,7 +326,11 @@ impl<'a> Plan<'a> {
         let mut progress = ui.progress(label, self.bytes);
         let mut buffer = vec![0; 1 << 20];
         for file in &self.files {
-            copy_file(file, &pgdata.join(&file.to), &mut buffer, &mut progress)?;
+            let tell = &mut |bytes| {
+                progress.add(bytes);
+                check_stop(self.stop)
+            };
+            copy_file(file, &pgdata.join(&file.to), &mut buffer, tell)?;
         }
         progress.finish();
         Ok(())
@@ -319,7 +373,13 @@ fn vanished(path: &Path, error: &io::Error, verb: &str) -> Error {
     }
 }
 
-fn copy_file(source: &Source, to: &Path, buffer: &mut [u8], progress: &mut Progress) -> Result<()> {
+/// Copies a file; `tell` hears of the bytes, and may end it.
+fn copy_file(
+    source: &Source,
+    to: &Path,
+    buffer: &mut [u8],
+    tell: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<()> {
     let (from, meta) = (&source.from, &source.meta);
     let found = Place::itself(from).map_err(|e| vanished(from, &e, "read"))?;
     if !same(found.meta(), meta) {
@@ -337,7 +397,7 @@ fn copy_file(source: &Source, to: &Path, buffer: &mut [u8], progress: &mut Progr
         fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(to).at("create", to)?;
     let mut at = 0;
     while let Some((start, end)) = next_data(&file, at, meta.len()).at("read", from)? {
-        progress.add(start - at);
+        tell(start - at)?;
         seek(&file, start).at("read", from)?;
         seek(&target, start).at("write", to)?;
         at = start;
@@ -349,13 +409,13 @@ fn copy_file(source: &Source, to: &Path, buffer: &mut [u8], progress: &mut Progr
                 other => other.at("read", from)?,
             }
             target.write_all(&buffer[..want]).at("write", to)?;
-            progress.add(want as u64);
+            tell(want as u64)?;
             at += want as u64;
         }
     }
     if at < meta.len() {
         target.set_len(meta.len()).at("write", to)?;
-        progress.add(meta.len() - at);
+        tell(meta.len() - at)?;
     }
     if !same(&file.metadata().at("read", from)?, meta) {
         return Err(changed(from));

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod conf;
 pub mod connect;
 pub mod debian;
+pub mod departure;
 pub mod identity;
 pub mod import;
 pub mod initdb;
