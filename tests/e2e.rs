@@ -27,6 +27,7 @@ mod e2e {
     mod export;
     mod footprint;
     mod fork_load;
+    mod from_server;
     mod generated;
     mod hostile_dirs;
     mod lifecycle;

@@ -19,6 +19,8 @@ mod run;
 mod schedule;
 #[path = "args/seeing.rs"]
 mod seeing;
+#[path = "args/source.rs"]
+mod source;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,6 +42,7 @@ pub use self::role::RoleOptions;
 pub use self::run::Run;
 pub use self::schedule::ScheduleArgs;
 pub use self::seeing::{Diff, Doctor, Du, Footprint, Stats, Top};
+pub use self::source::{RunningServer, ServerCheckpoint};
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -223,8 +226,10 @@ Examples:
   pgcowfs create main --pg-version 16 --initdb-arg=--data-checksums
   pgcowfs create prod --from /var/lib/postgresql/15/main      a copy of a stopped cluster
   pgcowfs create prod --base /var/lib/postgresql/15/main      a stopped cluster used in place, read-only, at once
+  pgcowfs create prod --from-server postgresql://repl@db1/    a copy of a running server
+  pgcowfs create prod --from-server \"host=db1 user=repl\" --max-rate 50MB
 
-A Debian cluster's configuration under /etc/postgresql is found and brought in.")]
+A password for the server comes from ~/.pgpass, or from PGPASSFILE or PGPASSWORD in the environment. A Debian cluster's configuration under /etc/postgresql is found and brought in.")]
 pub struct Create {
     /// The new fork's name
     pub name: String,
@@ -234,6 +239,9 @@ pub struct Create {
     /// Use this stopped cluster in place, read-only; it must stay as it is
     #[arg(long, value_name = "PGDATA", conflicts_with_all = ["pg_version", "initdb_arg"])]
     pub base: Option<PathBuf>,
+    /// A running server instead.
+    #[command(flatten)]
+    pub running: RunningServer,
     /// Where that cluster's postgresql.conf is, if not in its data directory [default: found as Debian lays it out]
     #[arg(long, value_name = "DIR")]
     pub config_dir: Option<PathBuf>,
@@ -732,6 +740,7 @@ mod tests {
             "pgcowfs init --port-range 7000-7499",
             "pgcowfs create main --initdb-arg --data-checksums",
             "pgcowfs create p --base /x --json",
+            "pgcowfs create p --from-server host=x --max-rate 50MB --checkpoint spread",
             "pgcowfs --store /s fork a b --checkpoint never --checkpoint-wal 1GB",
             "pgcowfs psql a -- -c x",
             "pgcowfs stop a --timeout 3 -m immediate",
@@ -781,6 +790,10 @@ mod tests {
             "pgcowfs create a --from /x --base /y",
             "pgcowfs create a --from /x --pg-version 15",
             "pgcowfs create a --port 0",
+            "pgcowfs create a --from-server host=x --from /x",
+            "pgcowfs create a --from-server host=x --max-rate 1kB",
+            "pgcowfs create a --max-rate 1MB",
+            "pgcowfs create a --checkpoint spread",
             "pgcowfs create a --port 65536",
             "pgcowfs init --port-range 7",
             "pgcowfs start a --timeout 0",

@@ -23,6 +23,8 @@ pub enum Origin {
     Copy(PathBuf),
     /// That data directory, in place.
     Base(PathBuf),
+    /// A copy of the running server with that connection string, which has no secret.
+    Server(String),
     /// A fork of another fork.
     Fork,
 }

@@ -20,7 +20,7 @@ pub const STATE: i32 = 5;
 const ENVIRONMENT: i32 = 6;
 pub const BAD_INPUT: i32 = 7;
 const STORAGE: i32 = 8;
-const POSTGRES: i32 = 9;
+pub const POSTGRES: i32 = 9;
 
 /// A command must refuse: that exit status, nothing on stdout, and an error that names each of `names`.
 #[track_caller]

@@ -4,12 +4,14 @@
 
 mod existing;
 mod fresh;
+mod server;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use self::existing::Existing;
 use self::fresh::Fresh;
+use self::server::Server;
 use super::{Context, ms};
 use crate::args::Create;
 use crate::client::Client;
@@ -76,6 +78,9 @@ struct Brought {
 
 /// Everything that can be wrong with the input, before anything is made.
 fn find_source(args: &Create, config: &StoreConfig) -> Result<Box<dyn Source>> {
+    if let Some(url) = &args.running.from_server {
+        return Ok(Box::new(Server::find(url, args, config)?));
+    }
     Ok(match (&args.from, &args.base) {
         (Some(dir), _) => Box::new(Existing::find(dir, false, args, config)?),
         (None, Some(dir)) => Box::new(Existing::find(dir, true, args, config)?),

@@ -160,10 +160,16 @@ fn versions_in(parent: &Path, prefix: &str) -> Vec<PathBuf> {
 /// A client program: of the fork's own binaries, else of any on this machine.
 /// (Some distributions of PostgreSQL come without clients.)
 pub fn client(name: &str, own: &Binaries) -> Option<PathBuf> {
+    client_anywhere(name, Some(&own.dir))
+}
+
+/// The same, of any binaries on this machine; of those in `first`, if it has it.
+pub fn client_anywhere(name: &str, first: Option<&Path>) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")
         .map(|path| std::env::split_paths(&path).collect::<Vec<_>>())
         .unwrap_or_default();
-    [own.dir.clone()]
+    first
+        .map(Path::to_path_buf)
         .into_iter()
         .chain(path)
         .chain(places())

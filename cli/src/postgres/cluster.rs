@@ -13,10 +13,10 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::proc;
 
 /// The block size of the store, and so of every cluster in it.
-const BLOCK_SIZE: u32 = 8192;
+pub const BLOCK_SIZE: u32 = 8192;
 
 /// The oldest version whose configuration files follow the rules of `identity`.
-const OLDEST: u32 = 12;
+pub const OLDEST: u32 = 12;
 
 /// The largest PG_VERSION, pg_control and postmaster.pid that are read.
 /// PostgreSQL's own have 3, 8192 and some 100 bytes.

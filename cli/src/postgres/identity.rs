@@ -192,7 +192,8 @@ pub fn apply(tree: &dyn Tree, identity: &Identity) -> Result<Vec<String>> {
         }
     }
     let old = Text::decode(tree.read(AUTO_CONF)?.unwrap_or_else(|| AUTO_CONF_HEAD.as_bytes().to_vec()));
-    let new = old.with(conf::set_all(&old.text, &overrides(identity, &settings)));
+    let in_place = has_tablespaces_in_place(tree)?;
+    let new = old.with(conf::set_all(&old.text, &overrides(identity, &settings, in_place)));
     tree.write(AUTO_CONF, &new.encode())?;
     Ok(warnings.into_iter().collect())
 }
@@ -320,8 +321,18 @@ pub fn default_file(setting: &str) -> &'static str {
     if setting == "hba_file" { "pg_hba.conf" } else { "pg_ident.conf" }
 }
 
+/// Whether tablespaces are directories of pg_tblspc.
+fn has_tablespaces_in_place(tree: &dyn Tree) -> Result<bool> {
+    for name in tree.list("pg_tblspc")? {
+        if tree.link_target(&format!("pg_tblspc/{name}"))?.is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The settings that make it itself; the user's own come last and win.
-fn overrides(identity: &Identity, settings: &Settings) -> Vec<(String, String)> {
+fn overrides(identity: &Identity, settings: &Settings, in_place: bool) -> Vec<(String, String)> {
     let mut list: Vec<(&str, String)> = vec![
         ("cluster_name", identity.fork.to_string()),
         ("port", identity.port.to_string()),
@@ -333,6 +344,10 @@ fn overrides(identity: &Identity, settings: &Settings) -> Vec<(String, String)> 
     }
     if identity.major < 15 && writes_outside(settings.get("stats_temp_directory")) {
         list.push(("stats_temp_directory", "pg_stat_tmp".into()));
+    }
+    if in_place && identity.major >= 15 {
+        // Else a recovery from a backup, or to a new timeline, ends with a PANIC about them.
+        list.push(("allow_in_place_tablespaces", "on".into()));
     }
     if !identity.keep {
         let off = |name| (name, "off".to_string());

@@ -2,10 +2,12 @@
 //! looks into a data directory.
 
 pub mod adopt;
+pub mod base_backup;
 pub mod binaries;
 pub mod cluster;
 pub mod conf;
 pub mod connect;
+pub mod conninfo;
 pub mod debian;
 pub mod departure;
 pub mod identity;
@@ -14,9 +16,12 @@ pub mod initdb;
 pub mod links;
 pub mod observe;
 pub mod pid_file;
+pub mod primary;
 pub mod relations;
+pub mod remote;
 pub mod role;
 pub mod schema;
 pub mod server;
+pub mod standalone;
 pub mod tree;
 pub mod user;

@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, User, getgrouplist};
 
 use crate::error::{Context, Error, Kind, Result};
@@ -95,6 +96,25 @@ impl OsUser {
             command.env("HOME", &self.home).env("USER", &self.name).env("LOGNAME", &self.name);
             self.become_in(&mut command);
         }
+        command
+    }
+
+    /// The same; the program is asked to end (SIGTERM) when this one is gone.
+    pub fn bound_command(&self, program: &Path) -> Command {
+        let mut command = self.command(program);
+        let parent = nix::unistd::getpid();
+        let end_with_parent = move || {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+            // It may be gone by now.
+            match nix::unistd::getppid() == parent {
+                true => Ok(()),
+                false => Err(std::io::Error::from(std::io::ErrorKind::Interrupted)),
+            }
+        };
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; these
+        // are two bare system calls. They come after a change of the user, which would
+        // undo the first one.
+        unsafe { command.pre_exec(end_with_parent) };
         command
     }
 
