@@ -25,11 +25,13 @@ mod e2e {
     mod examples;
     mod expire;
     mod export;
+    mod follow;
     mod footprint;
     mod fork_load;
     mod from_server;
     mod generated;
     mod hostile_dirs;
+    mod identity;
     mod lifecycle;
     mod names;
     mod oracle_controls;

@@ -42,7 +42,7 @@ pub use self::role::RoleOptions;
 pub use self::run::Run;
 pub use self::schedule::ScheduleArgs;
 pub use self::seeing::{Diff, Doctor, Du, Footprint, Stats, Top};
-pub use self::source::{RunningServer, ServerCheckpoint};
+pub use self::source::{RunningServer, ServerCheckpoint, slot_of};
 
 /// Fork a running PostgreSQL cluster on any disk, in an instant.
 ///
@@ -228,6 +228,7 @@ Examples:
   pgcowfs create prod --base /var/lib/postgresql/15/main      a stopped cluster used in place, read-only, at once
   pgcowfs create prod --from-server postgresql://repl@db1/    a copy of a running server
   pgcowfs create prod --from-server \"host=db1 user=repl\" --max-rate 50MB
+  pgcowfs create stage --follow postgresql://repl@db1/        a standby of it, that forks can be made from
 
 A password for the server comes from ~/.pgpass, or from PGPASSFILE or PGPASSWORD in the environment. A Debian cluster's configuration under /etc/postgresql is found and brought in.")]
 pub struct Create {
@@ -368,6 +369,9 @@ pub struct Fork {
     /// About the parent's server.
     #[command(flatten)]
     pub checkpoint: CheckpointOptions,
+    /// Begin a new timeline at its first start, as every fork of a standby does: it can never be taken for its parent's
+    #[arg(long, conflicts_with = "keep_identity")]
+    pub new_timeline: bool,
     /// Make nothing of it durable: fsync returns at once, and the fork ends with the daemon
     #[arg(long)]
     pub ephemeral: bool,
@@ -740,6 +744,8 @@ mod tests {
             "pgcowfs init --port-range 7000-7499",
             "pgcowfs create main --initdb-arg --data-checksums",
             "pgcowfs create p --base /x --json",
+            "pgcowfs create p --follow host=x --slot stage --max-rate 50MB",
+            "pgcowfs fork a b --max-lag 30s",
             "pgcowfs create p --from-server host=x --max-rate 50MB --checkpoint spread",
             "pgcowfs --store /s fork a b --checkpoint never --checkpoint-wal 1GB",
             "pgcowfs psql a -- -c x",
@@ -753,6 +759,7 @@ mod tests {
             "pgcowfs fork a@v1 b",
             "pgcowfs fork a b --start --user app --password-file f --restricted",
             "pgcowfs reset a",
+            "pgcowfs fork a b --new-timeline",
             "pgcowfs promote a",
             "pgcowfs export a@b /x --checkpoint always",
             "pgcowfs rename a b",
@@ -792,8 +799,10 @@ mod tests {
             "pgcowfs create a --port 0",
             "pgcowfs create a --from-server host=x --from /x",
             "pgcowfs create a --from-server host=x --max-rate 1kB",
-            "pgcowfs create a --max-rate 1MB",
-            "pgcowfs create a --checkpoint spread",
+            "pgcowfs create a --from-server host=x --slot x",
+            "pgcowfs create a --follow host=x --slot X",
+            "pgcowfs create a --follow host=x --slot x --no-slot",
+            "pgcowfs fork a b --max-lag 30",
             "pgcowfs create a --port 65536",
             "pgcowfs init --port-range 7",
             "pgcowfs start a --timeout 0",
@@ -806,6 +815,7 @@ mod tests {
             "pgcowfs protect a --for 0s",
             "pgcowfs protect a --for 9999999999999999d",
             "pgcowfs fork a -b",
+            "pgcowfs fork a b --new-timeline --keep-identity",
             "pgcowfs fork a b --start --user app",
             "pgcowfs fork a b --user app --password-file f",
             "pgcowfs fork a b --start --restricted",

@@ -91,6 +91,11 @@ pub fn launch(paths: &StorePaths, ui: &Ui, row: &ForkRow, options: &StartOptions
     if needs_sync(row) {
         settings.push(("recovery_init_sync_method".to_string(), "syncfs".to_string()));
     }
+    if row.meta.follow.is_some() {
+        // What keeps it from following is looked for in its log (`follow`).
+        let log = [("logging_collector", "off"), ("log_destination", "stderr"), ("lc_messages", "C")];
+        settings.extend(log.map(|(name, value)| (name.to_string(), value.to_string())));
+    }
     settings.extend_from_slice(&options.settings);
     let start = server::Start {
         fork: name,

@@ -29,6 +29,16 @@ pub enum Origin {
     Fork,
 }
 
+/// The server that a standby follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Follow {
+    /// As its user has named it; there is no secret in it. How to connect is in the
+    /// standby's own configuration.
+    pub url: String,
+    /// The slot on it that keeps the WAL for the standby.
+    pub slot: Option<String>,
+}
+
 /// A text that no log shows.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -100,6 +110,12 @@ pub struct ForkMeta {
     /// Whether it may act as its parent: a reset asks again.
     #[serde(default)]
     pub keep_identity: bool,
+    /// Whether it begins a new timeline at its first start: a reset asks again.
+    #[serde(default)]
+    pub new_timeline: bool,
+    /// The server that it follows, as a standby. What is made from it does not.
+    #[serde(default)]
+    pub follow: Option<Follow>,
     /// The settings it was made with: a reset to what it was made from makes them
     /// again.
     #[serde(default)]
@@ -228,6 +244,8 @@ pub(crate) mod tests {
             origin: Origin::Initdb,
             base_mark: None,
             keep_identity: false,
+            new_timeline: false,
+            follow: None,
             settings: Vec::new(),
             protection: None,
             upkeep: Upkeep::default(),

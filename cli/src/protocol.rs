@@ -411,6 +411,9 @@ pub struct ForkSpec {
     pub settings: Vec<(String, String)>,
     /// Leave replication, archiving and jobs as they are.
     pub keep_identity: bool,
+    /// Begin a new timeline at its first start.
+    #[serde(default)]
+    pub new_timeline: bool,
     /// Its quota in bytes; the parent's is not inherited.
     #[serde(default)]
     pub quota: Option<u64>,

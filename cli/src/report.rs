@@ -20,6 +20,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::error::one_line;
+use crate::postgres::follow::Following;
 use crate::postgres::server::State;
 use crate::protocol::{Collected, ForkRow, Inspected, PoolRow};
 use crate::ui::{Cell, bytes_text, duration_text, pairs, table};
@@ -113,6 +114,8 @@ pub struct ForkReport {
     pub log: PathBuf,
     /// Why it accepts nothing any more.
     pub fault: Option<String>,
+    /// The server that it follows as a standby, and how far it is; null: none.
+    pub follows: Option<Following>,
     /// Whether `url` knows the password for TCP.
     #[serde(skip)]
     pub knows_password: bool,
@@ -152,13 +155,14 @@ impl ForkReport {
             run_as: row.meta.run_as.clone(),
             log,
             fault: row.fault.clone(),
+            follows: row.meta.follow.as_ref().map(Following::stopped),
             knows_password: row.meta.password.is_some(),
         }
     }
 
     /// What sets it apart, in a word each.
     fn remarks(&self) -> Vec<String> {
-        let mut remarks = Vec::new();
+        let mut remarks: Vec<String> = self.follows.iter().map(ToString::to_string).collect();
         if self.ephemeral {
             remarks.push("ephemeral".to_string());
         }
@@ -227,6 +231,11 @@ impl Report for ForkReport {
         ]);
         if let Some(base) = &self.base {
             rows.push(("base", Cell::plain(base.display().to_string())));
+        }
+        if let Some(following) = &self.follows {
+            rows.push(("server", Cell::plain(&following.url)));
+            rows.push(("slot", Cell::plain(following.slot.as_deref().unwrap_or("-"))));
+            rows.push(("standby", Cell::plain(following.to_string())));
         }
         if self.ephemeral {
             rows.push(("ephemeral", Cell::plain("ends with the daemon, and makes nothing durable")));
@@ -316,13 +325,16 @@ impl Report for CreateReport {
     fn human(&self, _color: bool) -> String {
         let took = duration_text(Duration::from_secs_f64(self.create_ms / 1e3));
         let fork = &self.fork;
+        let next = match &fork.follows {
+            Some(following) => format!("it {following}\nnext: pgcowfs fork {} NEW --start", fork.name),
+            None => format!("next: pgcowfs start {}", fork.name),
+        };
         format!(
-            "created {} in {took}: PostgreSQL {}, {}, port {}\nnext: pgcowfs start {}",
+            "created {} in {took}: PostgreSQL {}, {}, port {}\n{next}",
             fork.name,
             fork.pg_version,
             bytes_text(fork.logical_bytes),
             fork.port,
-            fork.name
         )
     }
 }

@@ -76,6 +76,8 @@ pub fn run(input: &[u8]) {
         listen: "localhost",
         major: 12 + u32::from(flags % 8),
         keep: flags & 0x80 != 0,
+        follows: flags & 0x20 != 0,
+        new_timeline: flags & 0x10 != 0,
         settings: &settings,
         source: Some(Source { fork: "main", mountpoint: Path::new("/m") }),
     };

@@ -47,6 +47,9 @@ pub struct CheckpointOptions {
     /// The amount of WAL for --checkpoint auto
     #[arg(long, value_name = "SIZE", default_value = "64MB", value_parser = size)]
     pub checkpoint_wal: u64,
+    /// Refuse if it is a standby (create --follow) that is further behind its server than that, or nobody knows how far
+    #[arg(long, value_name = "TIME", value_parser = period)]
+    pub max_lag: Option<Duration>,
 }
 
 /// Whether a checkpoint is asked for.

@@ -10,11 +10,20 @@ pub struct RunningServer {
     /// Copy this running server (a base backup); a connection string without a password, for a role that may replicate
     #[arg(long, value_name = "URL", conflicts_with_all = ["from", "base", "pg_version", "initdb_arg", "config_dir"])]
     pub from_server: Option<String>,
-    /// With --from-server: read at most so much a second, from 32kB to 1GB
-    #[arg(long, value_name = "SIZE", value_parser = rate, requires = "from_server")]
+    /// The same, and then follow the server as a streaming standby, which is started
+    #[arg(long, value_name = "URL", conflicts_with_all = ["from_server", "from", "base", "pg_version", "initdb_arg", "config_dir"])]
+    pub follow: Option<String>,
+    /// With --follow: the slot that is made on the server and keeps the WAL for the standby [default: pgcowfs_NAME]
+    #[arg(long, value_name = "NAME", requires = "follow", value_parser = slot)]
+    pub slot: Option<String>,
+    /// With --follow: no slot; a standby that is away for long may find that WAL it needs is gone
+    #[arg(long, requires = "follow", conflicts_with = "slot")]
+    pub no_slot: bool,
+    /// With a running server: read at most so much a second, from 32kB to 1GB
+    #[arg(long, value_name = "SIZE", value_parser = rate)]
     pub max_rate: Option<u64>,
-    /// With --from-server: the checkpoint that the server begins with, at once or spread over some minutes
-    #[arg(long, value_name = "HOW", default_value = "fast", requires = "from_server")]
+    /// With a running server: the checkpoint that it begins with, at once or spread over some minutes
+    #[arg(long, value_name = "HOW", default_value = "fast")]
     pub checkpoint: ServerCheckpoint,
 }
 
@@ -25,6 +34,33 @@ pub enum ServerCheckpoint {
     Fast,
     /// At its usual pace.
     Spread,
+}
+
+impl RunningServer {
+    /// The server's connection string, if there is one.
+    pub fn url(&self) -> Option<&str> {
+        self.from_server.as_deref().or(self.follow.as_deref())
+    }
+
+    /// Whether something is said about a server, and none is named.
+    pub fn lacks_url(&self) -> bool {
+        self.url().is_none() && (self.max_rate.is_some() || self.checkpoint != ServerCheckpoint::Fast)
+    }
+}
+
+/// A name that PostgreSQL takes for a slot.
+fn slot(text: &str) -> Result<String, String> {
+    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    match !text.is_empty() && text.len() <= 63 && text.bytes().all(is_plain) {
+        true => Ok(text.to_string()),
+        false => Err("a slot's name has 1 to 63 of a-z, 0-9 and _".into()),
+    }
+}
+
+/// The name of a follower's slot, if none is chosen.
+pub fn slot_of(fork: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    format!("pgcowfs_{}", fork.chars().map(plain).take(55).collect::<String>())
 }
 
 /// What pg_basebackup knows as a rate.

@@ -4,21 +4,23 @@
 
 mod existing;
 mod fresh;
-mod server;
+mod running;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::existing::Existing;
 use self::fresh::Fresh;
-use self::server::Server;
-use super::{Context, ms};
+use self::running::Server;
+use super::{Context, ms, start, state};
 use crate::args::Create;
 use crate::client::Client;
 use crate::config::StoreConfig;
 use crate::error::{Error, Kind, Result};
-use crate::meta::{ForkMeta, Origin, Secret, Upkeep};
+use crate::launch;
+use crate::meta::{Follow, ForkMeta, Origin, Secret, Upkeep};
 use crate::postgres::identity::{self, Identity};
+use crate::postgres::server::{self, StopHow};
 use crate::postgres::tree::DirTree;
 use crate::postgres::user::OsUser;
 use crate::protocol::{CreateSpec, Created, ForkRow, Request};
@@ -43,6 +45,11 @@ trait Source {
         Ok(Vec::new())
     }
 
+    /// Takes back what was done elsewhere, if the fork is not made after all.
+    fn undo(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// An error of what is done to the files that were brought in.
     fn explain(&self, error: Error) -> Error {
         error
@@ -58,6 +65,7 @@ struct Facts {
     /// That role's password, where it is made here.
     password: Option<Secret>,
     base_mark: Option<u64>,
+    follow: Option<Follow>,
 }
 
 /// An incomplete fork.
@@ -78,7 +86,10 @@ struct Brought {
 
 /// Everything that can be wrong with the input, before anything is made.
 fn find_source(args: &Create, config: &StoreConfig) -> Result<Box<dyn Source>> {
-    if let Some(url) = &args.running.from_server {
+    if args.running.lacks_url() {
+        return Err(Error::new(Kind::Usage, "--max-rate and --checkpoint go with --from-server or --follow"));
+    }
+    if let Some(url) = args.running.url() {
         return Ok(Box::new(Server::find(url, args, config)?));
     }
     Ok(match (&args.from, &args.base) {
@@ -105,14 +116,22 @@ pub fn run(context: &Context, args: &Create) -> Result<()> {
     };
     let created: Created = client.call(&Request::Create(Box::new(spec)))?;
     let result = fill(context, args, source.as_ref(), &created);
-    let (warnings, row) = match result.and_then(|warnings| Ok((warnings, publish(&mut client, &args.name)?)))
-    {
+    let done = result.and_then(|warnings| {
+        let row = publish(&mut client, &args.name)?;
+        let starts = row.meta.follow.is_some();
+        Ok((warnings, if starts { start(context, &mut client, &row)? } else { row }))
+    });
+    let (warnings, row) = match done {
         Ok(done) => done,
         Err(error) => {
+            stop(context, &mut client, &args.name);
             // If this fails too, the daemon does it when the connection ends.
             let undone: Result<()> = client.call(&Request::Remove { fork: args.name.clone() });
             if let Err(error) = undone {
                 context.ui.warn(format!("the incomplete fork could not be removed yet: {error}"));
+            }
+            if let Err(error) = source.undo() {
+                context.ui.warn(format!("what was made on the server is still there: {error}"));
             }
             return Err(error);
         }
@@ -122,6 +141,25 @@ pub fn run(context: &Context, args: &Create) -> Result<()> {
     }
     context.ui.print(&CreateReport { fork: context.report(&row), warnings, create_ms: ms(began.elapsed()) })
 }
+
+/// Starts a standby, which can only follow while it runs. One that cannot start would
+/// keep the server's WAL for nothing.
+fn start(context: &Context, client: &mut Client, row: &ForkRow) -> Result<ForkRow> {
+    start::start(context, client, row, &launch::default_options())?;
+    client.info(&row.name)
+}
+
+/// Stops the server of a fork that is not to be after all.
+fn stop(context: &Context, client: &mut Client, fork: &str) {
+    let Ok(row) = client.info(fork) else { return };
+    if let Some(pid) = state(&row).pid()
+        && let Err(error) = server::stop(fork, &row.pgdata, pid, StopHow::Immediate, STOP_WITHIN)
+    {
+        context.ui.warn(error.to_string());
+    }
+}
+
+const STOP_WITHIN: Duration = Duration::from_secs(60);
 
 fn publish(client: &mut Client, fork: &str) -> Result<ForkRow> {
     client.call(&Request::Publish { fork: fork.to_string() })
@@ -160,6 +198,8 @@ fn settings(args: &Create, source: &dyn Source) -> ForkMeta {
         base_mark: facts.base_mark,
         origin: facts.origin,
         keep_identity: args.server.keep_identity,
+        new_timeline: false,
+        follow: facts.follow,
         settings: args.server.settings.clone(),
         protection: None,
         upkeep: Upkeep::default(),
@@ -180,6 +220,8 @@ fn fill(context: &Context, args: &Create, source: &dyn Source, created: &Created
         listen: &meta.listen,
         major: meta.pg_version,
         keep: args.server.keep_identity,
+        follows: meta.follow.is_some(),
+        new_timeline: false,
         settings: &settings,
         source: None,
     };

@@ -42,10 +42,13 @@ pub fn run(context: &Context, args: &Export) -> Result<()> {
     let partial = Partial::make(&dir, &owner)?;
     let checkpoint = fork::checkpoint_first(context, &place, &parent, &args.checkpoint)?;
     let name = format!("export-{}", std::process::id());
-    let wanted = Wanted { incomplete: true, as_is: true, ..Wanted::of(&place, &parent, name) };
+    // A standby outside would follow in the name of the one here: what leaves is a fork of it.
+    let as_is = parent.meta.follow.is_none();
+    let wanted = Wanted { incomplete: true, as_is, ..Wanted::of(&place, &parent, name) };
     let forked = fork::fork(context, &mut client, wanted)?;
+    let of = if as_is { &parent } else { &forked.row };
     let departure =
-        Departure { fork: &parent.name, meta: &parent.meta, mountpoint: &client.hello.mountpoint, dir: &dir };
+        Departure { fork: &of.name, meta: &of.meta, mountpoint: &client.hello.mountpoint, dir: &dir };
     let copied = copy(context, &owner, &forked.row, &departure, &partial, &stop);
     // If this fails, too, the daemon does it when the connection ends.
     let removed: Result<()> = client.call(&Request::Remove { fork: forked.row.name.clone() });

@@ -39,7 +39,7 @@ pub fn run(context: &Context, args: &Footprint) -> Result<()> {
     let mut client = context.client()?;
     let place = fork::at_time(&mut client, &args.fork)?;
     // What its server has not written is settled before the command is measured.
-    let unasked = CheckpointOptions { checkpoint: CheckpointMode::Never, checkpoint_wal: 0 };
+    let unasked = CheckpointOptions { checkpoint: CheckpointMode::Never, checkpoint_wal: 0, max_lag: None };
     let parent = fork::check_parent(&mut client, &place, &unasked)?;
     if args.max_lock_wait.is_some() && parent.meta.pg_version < SAYS_SINCE_WHEN {
         return Err(Error::new(Kind::Usage, "--max-lock-wait needs PostgreSQL 14 or newer")

@@ -32,6 +32,8 @@ pub struct Wanted<'a> {
     pub settings: Vec<(String, String)>,
     /// Whether it may act as its parent.
     pub keep_identity: bool,
+    /// Whether it begins a new timeline.
+    pub new_timeline: bool,
     /// Its quota in bytes.
     pub quota: Option<u64>,
     /// Whether it ends with the daemon.
@@ -56,6 +58,7 @@ impl<'a> Wanted<'a> {
             listen: parent.meta.listen.clone(),
             settings: Vec::new(),
             keep_identity: false,
+            new_timeline: false,
             quota: None,
             ephemeral: false,
             leased: false,
@@ -88,6 +91,7 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
         listen: args.server.listen.clone(),
         settings: args.server.settings.clone(),
         keep_identity: args.server.keep_identity,
+        new_timeline: args.new_timeline,
         quota: args.server.quota,
         ephemeral: args.ephemeral,
         expiry: expiry(&args.expiry, None)?,
@@ -175,6 +179,11 @@ pub fn check_parent(client: &mut Client, place: &Place, options: &CheckpointOpti
     let parent = client.info(&place.fork)?;
     if let Some(label) = &place.label {
         pgcowfs::check_label(label)?;
+        if options.max_lag.is_some() {
+            return Err(Error::new(Kind::Usage, "--max-lag does not go with a snapshot")
+                .cause(format!("what {place} is was settled when it was made"))
+                .hint("give it to `pgcowfs snapshot`"));
+        }
         if options.checkpoint == CheckpointMode::Always {
             return Err(Error::new(Kind::Usage, "--checkpoint always does not go with a snapshot")
                 .cause(format!("what {place} is was settled when it was made"))
@@ -218,6 +227,7 @@ pub fn fork(context: &Context, client: &mut Client, wanted: Wanted) -> Result<Fo
         listen: wanted.listen,
         settings: wanted.settings,
         keep_identity: wanted.keep_identity,
+        new_timeline: wanted.new_timeline,
         quota: wanted.quota,
         ephemeral: wanted.ephemeral,
         leased: wanted.leased,

@@ -43,6 +43,7 @@ use crate::client::Client;
 use crate::config::StorePaths;
 use crate::error::Result;
 use crate::postgres::connect::Address;
+use crate::postgres::follow::Following;
 use crate::postgres::server::State;
 use crate::postgres::user::OsUser;
 use crate::protocol::ForkRow;
@@ -65,7 +66,19 @@ impl Context<'_> {
 
     /// A fork's report.
     pub fn report(&self, row: &ForkRow) -> ForkReport {
-        ForkReport::new(row, self.paths.server_log(&row.name))
+        let follows = self.following(row);
+        ForkReport { follows, ..ForkReport::new(row, self.paths.server_log(&row.name)) }
+    }
+
+    /// How far a standby is; None if the fork is none.
+    pub fn following(&self, row: &ForkRow) -> Option<Following> {
+        let follow = row.meta.follow.as_ref()?;
+        match (state(row), user(row)) {
+            (State::Running(_), Ok(user)) => {
+                Some(Following::running(follow, &address(row, &user), &self.paths.server_log(&row.name)))
+            }
+            _ => Some(Following::stopped(follow)),
+        }
     }
 }
 

@@ -27,6 +27,9 @@ pub fn run(context: &Context, args: &Reset) -> Result<()> {
             ResetTarget::Snapshot(label.to_string())
         }
     };
+    if args.checkpoint.max_lag.is_some() && to != ResetTarget::Parent {
+        return Err(Error::new(Kind::Usage, "--max-lag goes with --to parent"));
+    }
     let spec = ResetSpec { fork: args.fork.clone(), to: to.clone() };
     // Whatever stands in its way is found before anybody is disconnected.
     client.call::<()>(&Request::CheckReset(spec.clone()))?;

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Context, state};
+use super::{Context, state, user};
 use crate::args::{Place, Rm};
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
+use crate::postgres::follow::Slot;
 use crate::postgres::server::{self, State, StopHow};
+use crate::postgres::tree::DirTree;
 use crate::protocol::{ForkRow, Request, SnapshotRow};
 use crate::report::RmReport;
 
@@ -34,9 +36,22 @@ pub fn run(context: &Context, args: &Rm) -> Result<()> {
         if let State::Running(pid) = state(row) {
             server::stop(&row.name, &row.pgdata, pid, StopHow::Immediate, Duration::from_secs(60))?;
         }
+        let slot = slot(row);
         client.call::<()>(&Request::Remove { fork: row.name.clone() })?;
+        match slot {
+            Ok(Some(slot)) => slot.drop().iter().for_each(|left| context.ui.warn(left)),
+            Ok(None) => {}
+            Err(error) => context.ui.warn(format!("cannot tell whether {} had a slot: {error}", row.name)),
+        }
     }
     context.ui.print(&RmReport { removed: args.places.iter().map(Place::to_string).collect() })
+}
+
+/// The slot of a follower.
+fn slot(row: &ForkRow) -> Result<Option<Slot>> {
+    let Some(follow) = &row.meta.follow else { return Ok(None) };
+    let user = user(row)?;
+    user.run(|| Slot::of(follow, &DirTree(row.pgdata.clone()), &user))
 }
 
 fn removable(client: &mut Client, fork: &str, force: bool) -> Result<ForkRow> {

@@ -54,6 +54,8 @@ fn readdress(
         listen: &meta.listen,
         major: meta.pg_version,
         keep: meta.keep_identity,
+        follows: meta.follow.is_some(),
+        new_timeline: false,
         settings: &[],
         source: Some(Source { fork: old_name, mountpoint }),
     };

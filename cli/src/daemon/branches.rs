@@ -44,6 +44,8 @@ impl Daemon {
             listen: &meta.listen,
             major: meta.pg_version,
             keep: meta.keep_identity,
+            follows: meta.follow.is_some(),
+            new_timeline: meta.new_timeline,
             settings,
             source: Some(Source { fork: source, mountpoint: &self.mountpoint }),
         };
@@ -130,6 +132,8 @@ impl Daemon {
                     socket_dir: own.socket_dir,
                     listen: own.listen,
                     keep_identity: own.keep_identity,
+                    new_timeline: own.new_timeline,
+                    follow: None,
                     settings: own.settings,
                     protection: None,
                     upkeep: own.upkeep,

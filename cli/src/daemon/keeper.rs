@@ -12,6 +12,8 @@ use super::{Daemon, requests};
 use crate::error::{Error, Kind, Result};
 use crate::meta::{Expiry, ForkMeta};
 use crate::postgres::connect::{self, Address};
+use crate::postgres::follow::Slot;
+use crate::postgres::tree::ForkTree;
 use crate::postgres::user::OsUser;
 use crate::protocol::ForkRow;
 use crate::ui::duration_text;
@@ -75,7 +77,7 @@ impl Daemon {
                 }
                 let done = match (expiry, schedule) {
                     (Some(expiry), _) if self.has_expired(&entry.name, &meta, expiry, seen) => {
-                        self.end_fork(&entry.name)
+                        self.end_with_slot(&entry.name, &meta)
                     }
                     (_, Some(schedule)) => self.follow_schedule(&entry.name, schedule),
                     _ => Ok(()),
@@ -86,6 +88,23 @@ impl Daemon {
                 });
             }
         }
+    }
+
+    /// Ends a fork whose time is over, and for a follower what the server keeps for it.
+    fn end_with_slot(&self, fork: &str, meta: &ForkMeta) -> Result<()> {
+        let slot = match &meta.follow {
+            Some(follow) => {
+                let opened = self.store.by_name(fork)?;
+                Slot::of(follow, &ForkTree(&opened), &OsUser::numbered(meta.uid)?)?
+            }
+            None => None,
+        };
+        self.end_fork(fork)?;
+        if let Some(slot) = slot {
+            // The server may be far away, and others wait for the clock.
+            std::thread::spawn(move || slot.drop().iter().for_each(|left| log::warn!("{left}")));
+        }
+        Ok(())
     }
 
     /// Whether a fork's time is over; the log tells of it before.

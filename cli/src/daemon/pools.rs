@@ -233,6 +233,7 @@ impl Daemon {
             listen: self.info(&parent.name)?.meta.listen,
             settings: Vec::new(),
             keep_identity: false,
+            new_timeline: false,
             quota: None,
             ephemeral: true,
             leased: false,

@@ -481,6 +481,8 @@ impl Daemon {
         meta.listen = spec.listen.clone();
         meta.origin = Origin::Fork;
         meta.keep_identity = spec.keep_identity;
+        meta.new_timeline = spec.new_timeline;
+        meta.follow = None;
         meta.settings = spec.settings.clone();
         meta.protection = None;
         meta.upkeep = Upkeep { expiry: spec.expiry.clone(), ..Upkeep::default() };

@@ -1,6 +1,7 @@
 //! Connection strings of libpq, both kinds: `host=db1 user=app` and
 //! `postgresql://app@db1/`. They are handed to PostgreSQL's own programs as they
-//! are; here it is only seen whether they carry a secret.
+//! are; here it is only seen whether they carry a secret, and what `pg_basebackup`
+//! writes of them for a standby is taken apart.
 
 use crate::error::{Error, Kind, Result};
 
@@ -51,7 +52,7 @@ pub fn with(url: &str, name: &str, value: &str) -> String {
 }
 
 /// The pairs of a string of keywords and values; None if it is none.
-fn parse(text: &str) -> Option<Vec<(String, String)>> {
+pub fn parse(text: &str) -> Option<Vec<(String, String)>> {
     let mut found = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
@@ -75,6 +76,12 @@ fn parse(text: &str) -> Option<Vec<(String, String)>> {
         rest = rest[end..].trim_start();
     }
     Some(found)
+}
+
+/// A string of keywords and values.
+pub fn build(options: &[(String, String)]) -> String {
+    let pair = |(name, value): &(String, String)| format!("{name}={}", quote(value));
+    options.iter().map(pair).collect::<Vec<_>>().join(" ")
 }
 
 fn quote(value: &str) -> String {
@@ -163,10 +170,11 @@ mod tests {
     }
 
     #[test]
-    fn taken_apart() {
+    fn taken_apart_and_put_together() {
         let text = r"user=repl passfile='/a b/c' x='it\'s \\' host=h1,h2 e=''";
         let options = parse(text).unwrap();
         assert_eq!(options[1].1, "/a b/c");
         assert_eq!((options[2].1.as_str(), options[4].1.as_str()), (r"it's \", ""));
+        assert_eq!(parse(&build(&options)).unwrap(), options);
     }
 }

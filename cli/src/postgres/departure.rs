@@ -39,6 +39,8 @@ pub fn apply(tree: &dyn Tree, departure: &Departure) -> Result<Vec<String>> {
         listen: &meta.listen,
         major: meta.pg_version,
         keep: true,
+        follows: false,
+        new_timeline: false,
         settings: &[],
         source: Some(Source { fork, mountpoint }),
     };

@@ -34,6 +34,10 @@ pub struct Identity<'a> {
     pub major: u32,
     /// Leave replication, archiving and jobs as they are.
     pub keep: bool,
+    /// It goes on to follow the server that its configuration names.
+    pub follows: bool,
+    /// Begin a new timeline at the first start; a fork of a standby does so anyway.
+    pub new_timeline: bool,
     /// More settings.
     pub settings: &'a [(String, String)],
     /// The fork that its files come from.
@@ -80,14 +84,21 @@ const OWN_FILES: [&str; 2] = ["postgresql.conf", "postgresql.auto.conf"];
 
 /// What a fork of a cluster must not have: state of its parent's server, and
 /// the marks of a standby.
-const FOREIGN_FILES: [&str; 6] = [
+const FOREIGN_FILES: [&str; 7] = [
     "postmaster.pid",
     "postmaster.opts",
     "current_logfiles",
-    "standby.signal",
-    "recovery.signal",
+    STANDBY_SIGNAL,
+    RECOVERY_SIGNAL,
     "recovery.conf",
+    PASSWORDS,
 ];
+
+const STANDBY_SIGNAL: &str = "standby.signal";
+const RECOVERY_SIGNAL: &str = "recovery.signal";
+
+/// Where a follower has its password for the server that it follows.
+pub const PASSWORDS: &str = "pgcowfs.pgpass";
 
 /// Libraries whose workers connect to other servers or call out, without a
 /// setting that keeps them from it.
@@ -175,6 +186,8 @@ fn leads_out(tree: &dyn Tree, path: &str) -> Result<Option<PathBuf>> {
 pub fn apply(tree: &dyn Tree, identity: &Identity) -> Result<Vec<String>> {
     check_contained(tree, identity.source.map_or(identity.fork, |source| source.fork))?;
     let mut warnings = BTreeSet::new();
+    let old = Text::decode(tree.read(AUTO_CONF)?.unwrap_or_else(|| AUTO_CONF_HEAD.as_bytes().to_vec()));
+    let begins_timeline = begins_timeline(tree, identity, &old.text)?;
     remove_foreign(tree, identity)?;
     let settings = own_paths(tree, identity, &mut warnings)?;
     for outside in &settings.outside {
@@ -191,9 +204,20 @@ pub fn apply(tree: &dyn Tree, identity: &Identity) -> Result<Vec<String>> {
             }
         }
     }
+    if begins_timeline && settings.get("wal_level") == Some("minimal") {
+        return Err(Error::new(Kind::BadInput, format!("{:?} cannot begin a new timeline", identity.fork))
+            .cause("its parent writes WAL of wal_level=minimal, from which there is no way to one")
+            .hint("fork it without --new-timeline"));
+    }
     let old = Text::decode(tree.read(AUTO_CONF)?.unwrap_or_else(|| AUTO_CONF_HEAD.as_bytes().to_vec()));
     let in_place = has_tablespaces_in_place(tree)?;
-    let new = old.with(conf::set_all(&old.text, &overrides(identity, &settings, in_place)));
+    let kept: String = old.text.split_inclusive('\n').filter(|line| !line.contains(ONCE)).collect();
+    let mut text = conf::set_all(&kept, &overrides(identity, &settings, in_place));
+    if begins_timeline {
+        text += &timeline_lines();
+        tree.write(RECOVERY_SIGNAL, b"")?;
+    }
+    let new = old.with(text);
     tree.write(AUTO_CONF, &new.encode())?;
     Ok(warnings.into_iter().collect())
 }
@@ -216,6 +240,39 @@ pub(super) fn own_paths(
             return Ok(settings);
         }
     }
+}
+
+/// Whether a fork is to begin a timeline of its own at its first start. That of a
+/// standby must, for its parent goes on with the other one; so must the fork of one
+/// that has not been started yet.
+fn begins_timeline(tree: &dyn Tree, identity: &Identity, auto_conf: &str) -> Result<bool> {
+    if identity.keep || identity.follows {
+        return Ok(false);
+    }
+    let must = tree.read(STANDBY_SIGNAL)?.is_some() || auto_conf.contains(ONCE);
+    Ok(identity.new_timeline || must)
+}
+
+/// What is at the end of settings that go when the new timeline has begun.
+const ONCE: &str = "# until the new timeline";
+
+/// A recovery that finds no WAL but its own, and so ends on a new timeline. PostgreSQL
+/// removes recovery.signal at its end, and then runs the last command, which removes
+/// these lines: whoever starts it, and wherever, nothing of them is left. Until then
+/// nobody is let in, who would find it read-only.
+fn timeline_lines() -> String {
+    let settings = [
+        ("restore_command", "exit 1".to_string()),
+        ("recovery_end_command", format!("sed -i \"/{ONCE}/d\" {AUTO_CONF}")),
+        ("hot_standby", "off".to_string()),
+        ("recovery_target", String::new()),
+        ("recovery_target_name", String::new()),
+        ("recovery_target_time", String::new()),
+        ("recovery_target_xid", String::new()),
+        ("recovery_target_lsn", String::new()),
+        ("recovery_target_timeline", "latest".to_string()),
+    ];
+    settings.iter().map(|(name, value)| format!("{name} = {} {ONCE}\n", conf::quote(value))).collect()
 }
 
 /// Makes a fork known by its name, port and socket directory, whose name was that of
@@ -252,8 +309,11 @@ const AUTO_CONF_HEAD: &str =
 
 fn remove_foreign(tree: &dyn Tree, identity: &Identity) -> Result<()> {
     let marks = if identity.keep { 3 } else { FOREIGN_FILES.len() };
-    for name in &FOREIGN_FILES[..marks] {
+    for name in FOREIGN_FILES[..marks].iter().filter(|name| !(identity.follows && **name == PASSWORDS)) {
         tree.remove(name)?;
+    }
+    if identity.follows {
+        tree.write(STANDBY_SIGNAL, b"")?;
     }
     if !identity.keep {
         for slot in tree.list("pg_replslot")? {
@@ -358,8 +418,6 @@ fn overrides(identity: &Identity, settings: &Settings, in_place: bool) -> Vec<(S
             empty("archive_cleanup_command"),
             empty("restore_command"),
             empty("recovery_end_command"),
-            empty("primary_conninfo"),
-            empty("primary_slot_name"),
             // A commit would wait for the parent's standby for ever.
             empty("synchronous_standby_names"),
             ("max_logical_replication_workers", "0".to_string()),
@@ -367,8 +425,14 @@ fn overrides(identity: &Identity, settings: &Settings, in_place: bool) -> Vec<(S
             off("cron.launch_active_jobs"),
             ("timescaledb.max_background_workers", "0".to_string()),
         ]);
+        if !identity.follows {
+            list.extend([empty("primary_conninfo"), empty("primary_slot_name")]);
+        }
         if identity.major >= 15 {
             list.push(empty("archive_library"));
+        }
+        if identity.major >= 17 {
+            list.push(off("sync_replication_slots"));
         }
     }
     let mut list: Vec<(String, String)> = list.into_iter().map(|(n, v)| (n.to_string(), v)).collect();
@@ -416,6 +480,8 @@ mod tests {
             listen: "localhost",
             major: 15,
             keep,
+            follows: false,
+            new_timeline: false,
             settings: &[],
             source: Some(Source { fork: "main", mountpoint: Path::new("/m") }),
         }
@@ -432,7 +498,7 @@ mod tests {
             "primary_conninfo = 'host=prod'\nprimary_slot_name = 's'\nwork_mem = '5MB'\nport = 6000\n",
         );
         assert!(apply(&p.tree, &identity(false)).unwrap().is_empty());
-        for name in FOREIGN_FILES {
+        for name in FOREIGN_FILES.iter().filter(|name| **name != RECOVERY_SIGNAL) {
             assert_eq!(p.tree.read(name).unwrap(), None, "{name}");
         }
         assert!(p.tree.list("pg_replslot").unwrap().is_empty());
@@ -441,7 +507,6 @@ mod tests {
             ("archive_mode", "off"),
             ("archive_command", ""),
             ("archive_library", ""),
-            ("restore_command", ""),
             ("primary_conninfo", ""),
             ("primary_slot_name", ""),
             ("synchronous_standby_names", ""),
@@ -483,6 +548,43 @@ mod tests {
         p.tree.write("postgresql.auto.conf", b"cluster_name = 'mine'\n").unwrap();
         readdress(&p.tree, &renamed("other")).unwrap();
         assert_eq!(get("cluster_name"), "mine");
+    }
+
+    #[test]
+    fn a_fork_of_a_standby_begins_a_timeline() {
+        let p = parent("recovery_target_time = '2020-01-01'\n", "primary_conninfo = 'host=prod'\n");
+        let get = |name: &str| Settings::load(&p.tree).unwrap().get(name).unwrap_or_default().to_string();
+        // One that goes on to follow keeps what it needs for that, and nothing else.
+        let follower = Identity { follows: true, ..identity(false) };
+        apply(&p.tree, &follower).unwrap();
+        assert!(p.tree.read(STANDBY_SIGNAL).unwrap().is_some() && p.tree.read(PASSWORDS).unwrap().is_some());
+        assert_eq!((get("primary_conninfo").as_str(), get("archive_mode").as_str()), ("host=prod", "off"));
+        assert!(p.tree.read(RECOVERY_SIGNAL).unwrap().is_none() && get("restore_command").is_empty());
+        // A fork of that, and a fork of the fork before its first start.
+        for _ in 0..2 {
+            apply(&p.tree, &identity(false)).unwrap();
+            assert!(p.tree.read(RECOVERY_SIGNAL).unwrap().is_some());
+            assert!(
+                p.tree.read(STANDBY_SIGNAL).unwrap().is_none() && p.tree.read(PASSWORDS).unwrap().is_none()
+            );
+            assert_eq!((get("restore_command").as_str(), get("primary_conninfo").as_str()), ("exit 1", ""));
+            assert_eq!(get("recovery_target_time"), "");
+            assert_eq!(read(&p, AUTO_CONF).matches(ONCE).count(), timeline_lines().matches(ONCE).count());
+        }
+        // What the server does at the end of that.
+        p.tree.remove(RECOVERY_SIGNAL).unwrap();
+        let command = get("recovery_end_command");
+        let done = std::process::Command::new("sh").arg("-c").arg(command).current_dir(p.dir.path()).status();
+        assert!(done.unwrap().success());
+        assert!(!read(&p, AUTO_CONF).contains(ONCE), "{}", read(&p, AUTO_CONF));
+        assert_eq!((get("restore_command").as_str(), get("recovery_end_command").as_str()), ("", ""));
+        apply(&p.tree, &identity(false)).unwrap();
+        assert!(p.tree.read(RECOVERY_SIGNAL).unwrap().is_none(), "a fork of a cluster as any other");
+        apply(&p.tree, &Identity { new_timeline: true, ..identity(false) }).unwrap();
+        assert!(p.tree.read(RECOVERY_SIGNAL).unwrap().is_some());
+        p.tree.write("postgresql.conf", b"wal_level = minimal\n").unwrap();
+        let error = apply(&p.tree, &Identity { new_timeline: true, ..identity(false) }).unwrap_err();
+        assert_eq!(error.kind, Kind::BadInput);
     }
 
     #[test]

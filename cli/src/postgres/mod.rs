@@ -10,6 +10,7 @@ pub mod connect;
 pub mod conninfo;
 pub mod debian;
 pub mod departure;
+pub mod follow;
 pub mod identity;
 pub mod import;
 pub mod initdb;

@@ -30,6 +30,8 @@ pub struct Primary {
     pub tablespaces: Vec<Tablespace>,
     /// What its configuration sets, as far as the role may see it.
     pub settings: BTreeMap<String, String>,
+    /// What a standby must have as much of.
+    pub limits: Vec<(String, String)>,
 }
 
 impl Primary {
@@ -71,6 +73,7 @@ impl Primary {
             superuser: session.value("SELECT rolname FROM pg_roles WHERE oid = 10")?,
             tablespaces: json(&mut session, TABLESPACES_QUERY)?,
             settings: json(&mut session, SETTINGS_QUERY)?,
+            limits: json::<BTreeMap<_, _>>(&mut session, LIMITS_QUERY)?.into_iter().collect(),
         })
     }
 }
@@ -81,6 +84,9 @@ const TABLESPACES_QUERY: &str = "SELECT coalesce(json_agg(json_build_object('oid
 
 const SETTINGS_QUERY: &str = "SELECT coalesce(json_object_agg(name, current_setting(name)), '{}') FROM pg_settings \
      WHERE source IN ('configuration file', 'command line') AND context <> 'internal'";
+
+const LIMITS_QUERY: &str = "SELECT json_object_agg(name, setting) FROM pg_settings WHERE name IN ('max_connections', \
+     'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')";
 
 fn json<T: DeserializeOwned>(session: &mut Session, query: &str) -> Result<T> {
     let text = session.ask(query)?.join("\n");

@@ -36,6 +36,8 @@ pub struct Remote {
     url: String,
     user: OsUser,
     env: Vec<(OsString, OsString)>,
+    /// The passwords, in the form of a .pgpass.
+    passwords: Option<Vec<u8>>,
     files: Vec<File>,
 }
 
@@ -60,10 +62,12 @@ impl Remote {
     /// By a connection string and passwords alone.
     pub fn over(url: &str, user: &OsUser, passwords: Option<Vec<u8>>) -> Result<Remote> {
         let env = vec![("PGCONNECT_TIMEOUT".into(), CONNECT_TIMEOUT.into())];
-        let mut remote = Remote { url: url.to_string(), user: user.clone(), env, files: Vec::new() };
+        let mut remote =
+            Remote { url: url.to_string(), user: user.clone(), env, passwords: None, files: Vec::new() };
         // Without any, the user's own are not meant either.
         let path = remote.hand_over(passwords.as_deref().unwrap_or_default())?;
         remote.env.push(("PGPASSFILE".into(), path.into()));
+        remote.passwords = passwords;
         Ok(remote)
     }
 
@@ -75,6 +79,22 @@ impl Remote {
     /// Who runs the programs.
     pub fn user(&self) -> &OsUser {
         &self.user
+    }
+
+    /// The lines of the password file that a standby may need which connects to one of
+    /// these hosts as that role.
+    pub fn passwords_for(&self, hosts: &str, role: &str) -> Option<Vec<u8>> {
+        let text = String::from_utf8_lossy(self.passwords.as_deref()?).into_owned();
+        let needed = |line: &&str| {
+            let fields = pass_fields(line);
+            let [on, _, database, of, _] = &fields[..] else { return false };
+            (on == "*"
+                || hosts.split(',').any(|host| on == host || (on == "localhost" && host.starts_with('/'))))
+                && (database == "*" || database == "replication")
+                && (of == "*" || of == role)
+        };
+        let lines: Vec<&str> = text.lines().filter(needed).collect();
+        (!lines.is_empty()).then(|| (lines.join("\n") + "\n").into_bytes())
     }
 
     /// A program that reaches the server; it ends with this one.
@@ -156,6 +176,21 @@ fn caller_file(variable: &str, usual: &str) -> Result<Option<Vec<u8>>> {
 /// The largest password or service file that is read.
 const CALLER_FILE_MAX: u64 = 1 << 20;
 
+/// The fields of a line of a .pgpass.
+fn pass_fields(line: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        let last = fields.len() - 1;
+        match c {
+            '\\' => fields[last].extend(chars.next()),
+            ':' if fields.len() < 5 => fields.push(String::new()),
+            c => fields[last].push(c),
+        }
+    }
+    fields
+}
+
 /// What one answer ends with.
 const MARK: &str = "pgcowfs-end-of-answer";
 
@@ -176,7 +211,10 @@ impl Session {
                 .hint("install PostgreSQL's client programs (on Debian and Ubuntu: postgresql-client)"));
         };
         let url = match replication {
-            true => conninfo::with(&remote.url, "replication", "true"),
+            // Where passwords are looked up this is the database's name, as with a standby.
+            true => {
+                conninfo::with(&conninfo::with(&remote.url, "dbname", "replication"), "replication", "true")
+            }
             false => conninfo::with(&remote.url, "application_name", "pgcowfs"),
         };
         let (reader, writer) = std::io::pipe().context(|| "cannot make a pipe")?;
@@ -283,6 +321,18 @@ pub fn explain(url: &str, said: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_passwords_that_are_needed() {
+        let user = OsUser::current().unwrap();
+        let lines =
+            "db1:5432:replication:repl:a\\:b\nother:5432:*:repl:c\n*:*:shop:repl:d\ndb1:*:*:app:e\n# x\n";
+        let remote = Remote::over("host=db1 user=repl", &user, Some(lines.into())).unwrap();
+        let kept = remote.passwords_for("db0,db1", "repl").unwrap();
+        assert_eq!(String::from_utf8(kept).unwrap(), "db1:5432:replication:repl:a\\:b\n");
+        assert_eq!(remote.passwords_for("db1", "nobody"), None);
+        assert_eq!(pass_fields("a:b:c:d:e:f\\:g"), ["a", "b", "c", "d", "e:f:g"]);
+    }
 
     #[test]
     fn programs_see_what_is_handed_over_and_nobody_else() {

@@ -108,8 +108,14 @@ pub fn start(start: &Start, ui: &Ui) -> Result<Duration> {
         // The fork's user can put anything in its place.
         read_small(&pid_path, PID_FILE_MAX).is_ok_and(|bytes| {
             let text = String::from_utf8_lossy(&bytes);
+            // "standby": in a recovery, and nobody is let in. For a standby that is all it
+            // will be; any other server comes to an end of it.
             pid_file::process(&text) == i32::try_from(child.id()).ok()
-                && matches!(pid_file::status(&text), Some("ready" | "standby"))
+                && match pid_file::status(&text) {
+                    Some("ready") => true,
+                    Some("standby") => start.pgdata.join("standby.signal").exists(),
+                    _ => false,
+                }
         })
     });
     drop(waiting);

@@ -76,6 +76,7 @@ impl Source for Existing {
             superuser: crate::config::user_name(cluster.uid),
             password: None,
             base_mark: in_place.then_some(cluster.control.mark),
+            follow: None,
         }
     }
 

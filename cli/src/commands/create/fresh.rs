@@ -44,6 +44,7 @@ impl Source for Fresh {
             superuser: initdb::SUPERUSER.to_string(),
             password: Some(Secret(self.password.clone())),
             base_mark: None,
+            follow: None,
         }
     }
 
