@@ -33,6 +33,7 @@ mod e2e {
     mod hostile_dirs;
     mod identity;
     mod lifecycle;
+    mod masking;
     mod names;
     mod oracle_controls;
     mod pool;

@@ -9,6 +9,8 @@ mod expire;
 mod export;
 #[path = "args/generate.rs"]
 mod generate;
+#[path = "args/mask.rs"]
+mod mask;
 #[path = "args/pool.rs"]
 mod pool;
 #[path = "args/role.rs"]
@@ -37,6 +39,7 @@ pub use self::branches::{
 pub use self::expire::{Expire, ExpiryOptions};
 pub use self::export::Export;
 pub use self::generate::{Completions, Man, Shell};
+pub use self::mask::MaskOptions;
 pub use self::pool::PoolArgs;
 pub use self::role::RoleOptions;
 pub use self::run::Run;
@@ -229,6 +232,7 @@ Examples:
   pgcowfs create prod --from-server postgresql://repl@db1/    a copy of a running server
   pgcowfs create prod --from-server \"host=db1 user=repl\" --max-rate 50MB
   pgcowfs create stage --follow postgresql://repl@db1/        a standby of it, that forks can be made from
+  pgcowfs create dev --from /srv/backup/prod --mask mask.sql  nobody sees it before the script has run
 
 A password for the server comes from ~/.pgpass, or from PGPASSFILE or PGPASSWORD in the environment. A Debian cluster's configuration under /etc/postgresql is found and brought in.")]
 pub struct Create {
@@ -261,6 +265,12 @@ pub struct Create {
     /// The database superuser to connect as [default: postgres, or the source directory's owner]
     #[arg(long, value_name = "ROLE")]
     pub superuser: Option<String>,
+    /// What masks it.
+    #[command(flatten)]
+    pub mask: MaskOptions,
+    /// Have each fork of it masked by this SQL script before the fork is there for others; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub mask_forks: Vec<PathBuf>,
     /// About its server.
     #[command(flatten)]
     pub server: ServerOptions,
@@ -355,6 +365,7 @@ Examples:
   pgcowfs fork main@seeded pr42                   main as it was when that snapshot was made
   pgcowfs fork main@'10 minutes ago' oops         main's newest snapshot that is as old as that
   pgcowfs fork main pr42 --checkpoint always      shortest recovery in the fork
+  pgcowfs fork main dev --mask mask.sql           nobody sees it before the script has run
   pgcowfs fork main pr42 --json                   with fork_ms and stall_ms
   pgcowfs fork main pr42 --start --user app --password-file ~/.app-password --restricted
 
@@ -378,6 +389,9 @@ pub struct Fork {
     /// When it is removed.
     #[command(flatten)]
     pub expiry: ExpiryOptions,
+    /// What masks it.
+    #[command(flatten)]
+    pub mask: MaskOptions,
     /// Start the new fork, too
     #[arg(long)]
     pub start: bool,
@@ -761,6 +775,8 @@ mod tests {
             "pgcowfs reset a",
             "pgcowfs fork a b --new-timeline",
             "pgcowfs promote a",
+            "pgcowfs fork a b --mask x.sql --mask ./y --mask-database shop",
+            "pgcowfs create a --base /x --mask anon --mask-forks x.sql",
             "pgcowfs export a@b /x --checkpoint always",
             "pgcowfs rename a b",
             "pgcowfs protect a",

@@ -2,6 +2,8 @@
 //! version. The store carries it as opaque bytes (JSON).
 
 // As a file of the fuzz targets, this one has no directory of its own.
+#[path = "meta/mask.rs"]
+pub mod mask;
 #[path = "meta/upkeep.rs"]
 mod upkeep;
 
@@ -11,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 
+pub use self::mask::{How, Mask};
 pub use self::upkeep::{Expiry, Pool, Schedule, Upkeep};
 
 /// How a fork came to be.
@@ -126,6 +129,12 @@ pub struct ForkMeta {
     /// What the daemon does about it by itself.
     #[serde(default)]
     pub upkeep: Upkeep,
+    /// What has masked its data before it was there for others.
+    #[serde(default)]
+    pub masks: Vec<Mask>,
+    /// What masks each fork of it.
+    #[serde(default)]
+    pub mask_forks: Vec<Mask>,
 }
 
 impl ForkMeta {
@@ -249,6 +258,8 @@ pub(crate) mod tests {
             settings: Vec::new(),
             protection: None,
             upkeep: Upkeep::default(),
+            masks: Vec::new(),
+            mask_forks: Vec::new(),
         }
     }
 

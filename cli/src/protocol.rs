@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::StorePaths;
 use crate::error::Error;
-use crate::meta::{Expiry, ForkMeta, Origin, Pool, Protection, Schedule};
+use crate::meta::{Expiry, ForkMeta, Mask, Origin, Pool, Protection, Schedule};
 
 pub use self::seeing::{FileChangeRow, FileUsageRow, Side, Stats, StatsRow, TimesRow};
 
@@ -433,6 +433,9 @@ pub struct ForkSpec {
     /// Whether nothing in it is changed: it is there to be read, and never runs.
     #[serde(default)]
     pub as_is: bool,
+    /// What its maker masks it with before it is published.
+    #[serde(default)]
+    pub masks: Vec<Mask>,
 }
 
 /// A fork to put back.
@@ -454,6 +457,8 @@ pub enum ResetTarget {
     Parent,
     /// One of its snapshots.
     Snapshot(String),
+    /// What that incomplete fork is.
+    Made(String),
 }
 
 /// What a fork or a reset did.

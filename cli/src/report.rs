@@ -7,6 +7,7 @@ mod doctor;
 mod expire;
 mod export;
 mod footprint;
+mod mask;
 mod pool;
 mod run;
 mod schedule;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::error::one_line;
+use crate::meta::Mask;
 use crate::postgres::follow::Following;
 use crate::postgres::server::State;
 use crate::protocol::{Collected, ForkRow, Inspected, PoolRow};
@@ -37,6 +39,7 @@ pub use self::expire::ExpireReport;
 use self::expire::expiry_remarks;
 pub use self::export::ExportReport;
 pub use self::footprint::FootprintReport;
+pub use self::mask::MaskedReport;
 pub use self::pool::PoolsReport;
 use self::pool::pools_text;
 pub use self::run::RunReport;
@@ -106,6 +109,10 @@ pub struct ForkReport {
     pub protected: bool,
     /// When that ends; null: when it is lifted.
     pub protected_until: Option<String>,
+    /// What has masked it before it was there for others.
+    pub masks: Vec<String>,
+    /// What masks each fork of it.
+    pub mask_forks: Vec<String>,
     /// The directory it uses in place.
     pub base: Option<PathBuf>,
     /// The user its server runs as.
@@ -151,6 +158,8 @@ impl ForkReport {
             idle_s: row.meta.upkeep.expiry.as_ref().and_then(|expiry| expiry.idle_s),
             protected: row.meta.protection().is_some(),
             protected_until: row.meta.protection().and_then(|protection| protection.until.clone()),
+            masks: row.meta.masks.iter().map(Mask::name).collect(),
+            mask_forks: row.meta.mask_forks.iter().map(Mask::name).collect(),
             base: row.base.clone(),
             run_as: row.meta.run_as.clone(),
             log,
@@ -172,6 +181,9 @@ impl ForkReport {
         remarks.extend(expiry_remarks(self.expires_at.as_deref(), self.idle_s));
         if self.protected {
             remarks.push("protected".to_string());
+        }
+        if !self.masks.is_empty() {
+            remarks.push("masked".to_string());
         }
         remarks
     }
@@ -236,6 +248,12 @@ impl Report for ForkReport {
             rows.push(("server", Cell::plain(&following.url)));
             rows.push(("slot", Cell::plain(following.slot.as_deref().unwrap_or("-"))));
             rows.push(("standby", Cell::plain(following.to_string())));
+        }
+        if !self.masks.is_empty() {
+            rows.push(("masked by", Cell::plain(self.masks.join(", "))));
+        }
+        if !self.mask_forks.is_empty() {
+            rows.push(("its forks by", Cell::plain(self.mask_forks.join(", "))));
         }
         if self.ephemeral {
             rows.push(("ephemeral", Cell::plain("ends with the daemon, and makes nothing durable")));
@@ -317,6 +335,8 @@ pub struct CreateReport {
     pub fork: ForkReport,
     /// What its user should know.
     pub warnings: Vec<String>,
+    /// What was masked; null if nothing was to be.
+    pub masked: Option<MaskedReport>,
     /// How long it took.
     pub create_ms: f64,
 }
@@ -325,12 +345,13 @@ impl Report for CreateReport {
     fn human(&self, _color: bool) -> String {
         let took = duration_text(Duration::from_secs_f64(self.create_ms / 1e3));
         let fork = &self.fork;
+        let masked = self.masked.as_ref().map_or(String::new(), |masked| masked.text(&self.fork.name));
         let next = match &fork.follows {
             Some(following) => format!("it {following}\nnext: pgcowfs fork {} NEW --start", fork.name),
             None => format!("next: pgcowfs start {}", fork.name),
         };
         format!(
-            "created {} in {took}: PostgreSQL {}, {}, port {}\n{next}",
+            "{masked}created {} in {took}: PostgreSQL {}, {}, port {}\n{next}",
             fork.name,
             fork.pg_version,
             bytes_text(fork.logical_bytes),
@@ -359,6 +380,8 @@ pub struct ForkedReport {
     pub start_ms: Option<f64>,
     /// The role that `--user` made.
     pub user: Option<String>,
+    /// What was masked; null if nothing was to be.
+    pub masked: Option<MaskedReport>,
     /// What its user should know.
     pub warnings: Vec<String>,
 }
@@ -379,6 +402,7 @@ impl Report for ForkedReport {
                 duration_text(Duration::from_secs_f64(ms / 1e3))
             );
         }
+        out += &self.masked.as_ref().map_or(String::new(), |masked| masked.text(name));
         match self.start_ms {
             Some(ms) => out += &connections(&self.fork, ms),
             None => out += &format!("next: pgcowfs start {}\n", self.fork.name),

@@ -68,6 +68,7 @@ fn the_tour() {
     let store = Store::bare(None);
     let dir = store.scratch().subdir_of("tour", None);
     std::fs::write(dir.join("migration.sql"), "CREATE TABLE migrated (i int);").expect("write it");
+    std::fs::write(dir.join("mask.sql"), "UPDATE t SET i = 0;").expect("write it");
     let readme = std::fs::read_to_string(example("../../README.md")).expect("read it");
     let tour = readme.split_once("\n## Five minutes\n").expect("it has a tour").1;
     let tour = tour.split_once("\nWith a cluster that exists").expect("which ends there").0;

@@ -14,7 +14,7 @@ use super::target::{Bytes, Target};
 use crate::config::{KeepFree, MapMemory, StoreConfig};
 use crate::daemon::clients::read_request;
 use crate::daemon::ports::PortRange;
-use crate::meta::{Expiry, ForkMeta, Origin, Pool, Schedule, Secret, Upkeep};
+use crate::meta::{Expiry, ForkMeta, How, Mask, Origin, Pool, Schedule, Secret, Upkeep};
 use crate::postgres::cluster::Control;
 use crate::postgres::pid_file;
 use crate::protocol::*;
@@ -108,6 +108,11 @@ fn requests() -> Vec<Vec<u8>> {
             expiry: Some(Expiry { at: Some("2026-01-02T03:04:05Z".into()), idle_s: Some(60) }),
             schedule: Some(Schedule { every_s: 3600, keep: 24 }),
         },
+        masks: vec![Mask { database: "shop".into(), how: How::Anon }],
+        mask_forks: vec![Mask {
+            database: "shop".into(),
+            how: How::Script { name: "mask.sql".into(), text: "DELETE FROM t;".into() },
+        }],
     };
     let settings = vec![("work_mem".to_string(), "5MB".to_string())];
     let spec = ForkSpec {
@@ -124,6 +129,7 @@ fn requests() -> Vec<Vec<u8>> {
         leased: true,
         incomplete: true,
         as_is: true,
+        masks: vec![Mask { database: "shop".into(), how: How::Program("/mask".into()) }],
         expiry: None,
     };
     let inspect = InspectSpec { scrub: true, fork: Some(fork()), ..InspectSpec::default() };

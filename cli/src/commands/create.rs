@@ -12,19 +12,19 @@ use std::time::{Duration, Instant};
 use self::existing::Existing;
 use self::fresh::Fresh;
 use self::running::Server;
-use super::{Context, ms, start, state};
+use super::{Context, mask, ms, start, state};
 use crate::args::Create;
 use crate::client::Client;
 use crate::config::StoreConfig;
 use crate::error::{Error, Kind, Result};
 use crate::launch;
-use crate::meta::{Follow, ForkMeta, Origin, Secret, Upkeep};
+use crate::meta::{Follow, ForkMeta, How, Mask, Origin, Secret, Upkeep};
 use crate::postgres::identity::{self, Identity};
 use crate::postgres::server::{self, StopHow};
 use crate::postgres::tree::DirTree;
 use crate::postgres::user::OsUser;
 use crate::protocol::{CreateSpec, Created, ForkRow, Request};
-use crate::report::CreateReport;
+use crate::report::{CreateReport, MaskedReport};
 use crate::ui::Ui;
 
 /// Where a new fork's files come from. Making one has found that it can be used.
@@ -108,20 +108,22 @@ pub fn run(context: &Context, args: &Create) -> Result<()> {
     let source = find_source(args, &config)?;
     let mut client = context.client()?;
     check_reach(source.user(), &client.hello.mountpoint)?;
+    let (masks, mask_forks) = masks(args)?;
     let spec = CreateSpec {
         fork: args.name.clone(),
-        meta: settings(args, source.as_ref()),
+        meta: ForkMeta { masks, mask_forks, ..settings(args, source.as_ref()) },
         port: args.server.port,
         quota: args.server.quota,
     };
     let created: Created = client.call(&Request::Create(Box::new(spec)))?;
     let result = fill(context, args, source.as_ref(), &created);
     let done = result.and_then(|warnings| {
+        let masked = masked(context, &mut client, &created, &args.name)?;
         let row = publish(&mut client, &args.name)?;
         let starts = row.meta.follow.is_some();
-        Ok((warnings, if starts { start(context, &mut client, &row)? } else { row }))
+        Ok((warnings, masked, if starts { start(context, &mut client, &row)? } else { row }))
     });
-    let (warnings, row) = match done {
+    let (warnings, masked, row) = match done {
         Ok(done) => done,
         Err(error) => {
             stop(context, &mut client, &args.name);
@@ -139,7 +141,45 @@ pub fn run(context: &Context, args: &Create) -> Result<()> {
     for warning in &warnings {
         context.ui.warn(warning);
     }
-    context.ui.print(&CreateReport { fork: context.report(&row), warnings, create_ms: ms(began.elapsed()) })
+    let create_ms = ms(began.elapsed());
+    context.ui.print(&CreateReport { fork: context.report(&row), warnings, masked, create_ms })
+}
+
+/// What masks the fork, and what each fork of it.
+fn masks(args: &Create) -> Result<(Vec<Mask>, Vec<Mask>)> {
+    let masks = mask::masks(&args.mask)?;
+    if !masks.is_empty() && args.running.follow.is_some() {
+        return Err(Error::new(Kind::Usage, "--mask does not go with --follow")
+            .cause("a standby is what its server is, and cannot be written to")
+            .hint("have each fork of it masked before anybody sees it: --mask-forks FILE"));
+    }
+    let mask_forks = mask::named(&args.mask_forks, &args.mask.mask_database)?;
+    if !masks.is_empty() && args.server.keep_identity {
+        return Err(Error::new(Kind::Usage, "--mask does not go with --keep-identity")
+            .cause("what replicates from a masked fork, or archives it, would have the data as it was"));
+    }
+    if let Some(mask) = mask_forks.iter().find(|mask| matches!(mask.how, How::Program(_))) {
+        return Err(Error::new(
+            Kind::Usage,
+            format!("--mask-forks needs a script, and {} is a program", mask.name()),
+        )
+        .cause("what it does is kept with the fork, whatever becomes of the file")
+        .hint("give an SQL script that is not executable, or mask each fork with --mask"));
+    }
+    Ok((masks, mask_forks))
+}
+
+fn masked(
+    context: &Context,
+    client: &mut Client,
+    created: &Created,
+    name: &str,
+) -> Result<Option<MaskedReport>> {
+    if created.meta.masks.is_empty() {
+        return Ok(None);
+    }
+    let row = client.info(name)?;
+    mask::apply(context, client, &row).map(Some)
 }
 
 /// Starts a standby, which can only follow while it runs. One that cannot start would
@@ -203,6 +243,8 @@ fn settings(args: &Create, source: &dyn Source) -> ForkMeta {
         settings: args.server.settings.clone(),
         protection: None,
         upkeep: Upkeep::default(),
+        masks: Vec::new(),
+        mask_forks: Vec::new(),
     }
 }
 

@@ -44,8 +44,9 @@ pub fn run(context: &Context, args: &Export) -> Result<()> {
     let name = format!("export-{}", std::process::id());
     // A standby outside would follow in the name of the one here: what leaves is a fork of it.
     let as_is = parent.meta.follow.is_none();
-    let wanted = Wanted { incomplete: true, as_is, ..Wanted::of(&place, &parent, name) };
-    let forked = fork::fork(context, &mut client, wanted)?;
+    let masks = Vec::new();
+    let wanted = Wanted { incomplete: true, as_is, masks, ..Wanted::of(&place, &parent, name) };
+    let forked = fork::fork(context, &mut client, wanted)?.forked;
     let of = if as_is { &parent } else { &forked.row };
     let departure =
         Departure { fork: &of.name, meta: &of.meta, mountpoint: &client.hello.mountpoint, dir: &dir };

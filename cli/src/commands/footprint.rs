@@ -49,7 +49,7 @@ pub fn run(context: &Context, args: &Footprint) -> Result<()> {
     let name = format!("footprint-{}", std::process::id());
     // It goes whatever becomes of this program.
     let wanted = Wanted { leased: true, ..Wanted::of(&place, &parent, name) };
-    let forked = fork::fork(context, &mut client, wanted)?;
+    let forked = fork::fork(context, &mut client, wanted)?.forked;
     let report = measure(context, args, &mut client, &forked.row, &interrupted);
     // Whoever reads the report is to find nothing. What went wrong first is what matters.
     let removed = client.call::<()>(&Request::EndLeases);

@@ -6,17 +6,17 @@ use jiff::Timestamp;
 
 use super::checkpoint::checkpoint;
 use super::expire::expiry;
-use super::{Context, address, ms, start, state, user};
+use super::{Context, address, mask, ms, start, state, user};
 use crate::args::{CheckpointMode, CheckpointOptions, Fork, Place};
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
 use crate::launch;
-use crate::meta::Expiry;
+use crate::meta::{Expiry, Mask};
 use crate::postgres::cluster;
 use crate::postgres::role::{HAS_DATA_ROLES, Role};
 use crate::postgres::server::{self, StopHow};
 use crate::protocol::{ForkRow, ForkSpec, Forked, Request, SnapshotRow};
-use crate::report::ForkedReport;
+use crate::report::{ForkedReport, MaskedReport};
 
 /// A fork to make.
 pub struct Wanted<'a> {
@@ -46,6 +46,8 @@ pub struct Wanted<'a> {
     pub incomplete: bool,
     /// Whether it is only there to be read.
     pub as_is: bool,
+    /// What masks it before it is published.
+    pub masks: Vec<Mask>,
 }
 
 impl<'a> Wanted<'a> {
@@ -65,6 +67,7 @@ impl<'a> Wanted<'a> {
             expiry: None,
             incomplete: false,
             as_is: false,
+            masks: parent.meta.mask_forks.clone(),
         }
     }
 }
@@ -84,9 +87,15 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
             .cause(format!("{} is version {}", parent.name, parent.meta.pg_version))
             .hint("leave it away, and grant what the role needs"));
     }
+    let masks = crate::meta::mask::all(&parent.meta.mask_forks, &mask::masks(&args.mask)?);
     refuse_taken(&mut client, &args.child)?;
     let checkpoint = checkpoint_first(context, &place, &parent, &args.checkpoint)?;
+    if args.server.keep_identity && !masks.is_empty() {
+        return Err(Error::new(Kind::Usage, "--mask does not go with --keep-identity")
+            .cause("what replicates from a masked fork, or archives it, would have the data as it was"));
+    }
     let wanted = Wanted {
+        masks,
         port: args.server.port,
         listen: args.server.listen.clone(),
         settings: args.server.settings.clone(),
@@ -97,7 +106,7 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
         expiry: expiry(&args.expiry, None)?,
         ..Wanted::of(&place, &parent, args.child.clone())
     };
-    let forked = fork(context, &mut client, wanted)?;
+    let Made { forked, masked } = fork(context, &mut client, wanted)?;
     let started = match args.start {
         true => Some(start::start(context, &mut client, &forked.row, &launch::default_options())?),
         false => None,
@@ -120,6 +129,7 @@ pub fn run(context: &Context, args: &Fork) -> Result<()> {
         map_bytes: forked.map_bytes,
         start_ms: started.map(ms),
         user: args.role.user.clone(),
+        masked,
         warnings: forked.warnings,
     })
 }
@@ -218,8 +228,9 @@ pub fn checkpoint_first(
 }
 
 /// Has the daemon make a fork.
-pub fn fork(context: &Context, client: &mut Client, wanted: Wanted) -> Result<Forked> {
-    let forked: Forked = client.call(&Request::Fork(ForkSpec {
+pub fn fork(context: &Context, client: &mut Client, wanted: Wanted) -> Result<Made> {
+    let masked = !wanted.masks.is_empty();
+    let mut forked: Forked = client.call(&Request::Fork(ForkSpec {
         parent: wanted.parent.fork.clone(),
         snapshot: wanted.parent.label.clone(),
         child: wanted.child,
@@ -232,13 +243,41 @@ pub fn fork(context: &Context, client: &mut Client, wanted: Wanted) -> Result<Fo
         ephemeral: wanted.ephemeral,
         leased: wanted.leased,
         expiry: wanted.expiry,
-        incomplete: wanted.incomplete,
+        incomplete: wanted.incomplete || masked,
         as_is: wanted.as_is,
+        masks: wanted.masks,
     }))?;
     for warning in &forked.warnings {
         context.ui.warn(warning);
     }
-    Ok(forked)
+    if !masked {
+        return Ok(Made { forked, masked: None });
+    }
+    let name = forked.row.name.clone();
+    let finished = mask::apply(context, client, &forked.row).and_then(|done| {
+        if !wanted.incomplete {
+            forked.row = client.call(&Request::Publish { fork: name.clone() })?;
+        }
+        Ok(done)
+    });
+    match finished {
+        Ok(done) => Ok(Made { forked, masked: Some(done) }),
+        Err(error) => {
+            // If this fails, too, the daemon does it when the connection ends.
+            match client.call::<()>(&Request::Remove { fork: name }) {
+                Ok(()) => Err(error),
+                Err(more) => Err(error.cause(format!("the fork is not removed yet: {more}"))),
+            }
+        }
+    }
+}
+
+/// A fork that was made.
+pub struct Made {
+    /// What the daemon did.
+    pub forked: Forked,
+    /// What was masked, if anything was to be.
+    pub masked: Option<MaskedReport>,
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod gc;
 mod generate;
 mod init;
 mod list;
+mod mask;
 mod mount;
 mod pool;
 mod promote;

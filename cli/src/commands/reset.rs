@@ -3,8 +3,10 @@
 use std::time::Instant;
 
 use super::checkpoint::checkpoint;
+use super::fork::{self, Wanted};
 use super::{Context, address, ms, start, state, user};
-use crate::args::Reset;
+use crate::args::{Place, Reset};
+use crate::client::Client;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::cluster;
 use crate::postgres::connect::{self, Session};
@@ -30,7 +32,11 @@ pub fn run(context: &Context, args: &Reset) -> Result<()> {
     if args.checkpoint.max_lag.is_some() && to != ResetTarget::Parent {
         return Err(Error::new(Kind::Usage, "--max-lag goes with --to parent"));
     }
-    let spec = ResetSpec { fork: args.fork.clone(), to: to.clone() };
+    let aside = aside(&mut client, &row, &to)?;
+    let mut spec = ResetSpec { fork: args.fork.clone(), to: to.clone() };
+    if aside.is_some() {
+        spec.to = ResetTarget::Made(aside_name());
+    }
     // Whatever stands in its way is found before anybody is disconnected.
     client.call::<()>(&Request::CheckReset(spec.clone()))?;
     if let Some(base) = &row.base {
@@ -44,6 +50,10 @@ pub fn run(context: &Context, args: &Reset) -> Result<()> {
         (ResetTarget::Parent, Some(parent)) => checkpoint(context, &args.checkpoint, &client.info(parent)?)?,
         _ => None,
     };
+    if let Some(parent) = &aside {
+        // Its server runs on meanwhile.
+        make_aside(context, &mut client, &row, parent)?;
+    }
     let began = Instant::now();
     if let Some(pid) = running {
         // What it would still write is thrown away.
@@ -61,6 +71,11 @@ pub fn run(context: &Context, args: &Reset) -> Result<()> {
             return Err(error);
         }
     };
+    if aside.is_some()
+        && let Err(error) = client.call::<()>(&Request::Remove { fork: aside_name() })
+    {
+        context.ui.warn(format!("what was made aside is not removed yet: {error}"));
+    }
     for warning in &done.warnings {
         context.ui.warn(warning);
     }
@@ -73,7 +88,7 @@ pub fn run(context: &Context, args: &Reset) -> Result<()> {
         fork: context.report(&row),
         reset_to: match to {
             ResetTarget::Origin => None,
-            ResetTarget::Parent => Some("parent".to_string()),
+            ResetTarget::Parent | ResetTarget::Made(_) => Some("parent".to_string()),
             ResetTarget::Snapshot(label) => Some(label),
         },
         reset_ms: done.fork_ms,
@@ -107,4 +122,26 @@ fn refuse_sessions(row: &ForkRow) -> Result<()> {
         error = error.cause(format!("and {} more", number - NAMED_MAX));
     }
     Err(error.hint(format!("end them, or let reset disconnect them: {force}")))
+}
+
+/// The parent, if what the fork becomes is to be masked before it is seen.
+fn aside(client: &mut Client, row: &ForkRow, to: &ResetTarget) -> Result<Option<ForkRow>> {
+    let (ResetTarget::Parent, Some(parent)) = (to, &row.parent) else { return Ok(None) };
+    // One that is gone is refused later.
+    let Ok(parent) = client.info(parent) else { return Ok(None) };
+    let masked = !row.meta.masks.is_empty() || !parent.meta.mask_forks.is_empty();
+    Ok(masked.then_some(parent))
+}
+
+/// The name of what is made aside, which nobody sees.
+fn aside_name() -> String {
+    format!("reset-{}", std::process::id())
+}
+
+/// A fork of the parent, masked as the fork was.
+fn make_aside(context: &Context, client: &mut Client, row: &ForkRow, parent: &ForkRow) -> Result<()> {
+    let place = Place { fork: parent.name.clone(), label: None };
+    let masks = crate::meta::mask::all(&parent.meta.mask_forks, &row.meta.masks);
+    let wanted = Wanted { incomplete: true, masks, ..Wanted::of(&place, parent, aside_name()) };
+    fork::fork(context, client, wanted).map(|_| ())
 }

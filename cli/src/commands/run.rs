@@ -111,7 +111,7 @@ fn ready(context: &Context, client: &mut Client, args: &Run) -> Result<(Vec<Fork
     fork::checkpoint_first(context, &place, &parent, &args.checkpoint)?;
     for child in names {
         let wanted = Wanted { ephemeral: !args.durable, leased: true, ..Wanted::of(&place, &parent, child) };
-        rows.push(fork::fork(context, client, wanted)?.row);
+        rows.push(fork::fork(context, client, wanted)?.forked.row);
     }
     let made = &rows[pooled..];
     for row in made {

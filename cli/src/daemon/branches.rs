@@ -126,6 +126,13 @@ impl Daemon {
                         .cause(format!("it was made from {:?}", row.parent.unwrap_or_default()))
                         .hint(format!("put it back to what it was made from: pgcowfs reset {fork}")));
                 };
+                if !own.masks.is_empty() || !parent.meta.mask_forks.is_empty() {
+                    return Err(Error::new(
+                        Kind::State,
+                        format!("what fork {fork:?} becomes is to be masked"),
+                    )
+                    .cause("only who makes it can do that"));
+                }
                 // It may be another one by now, under the same name.
                 let meta = ForkMeta {
                     port: own.port,
@@ -152,6 +159,24 @@ impl Daemon {
                 }
                 return Ok((row, meta));
             }
+            ResetTarget::Made(made) => {
+                let made = self.incomplete.lock().get(made).map(|making| making.meta.clone());
+                // It is asked for before that is made, too.
+                let made = made.unwrap_or_else(|| own.clone());
+                let meta = ForkMeta {
+                    port: own.port,
+                    socket_dir: own.socket_dir,
+                    listen: own.listen,
+                    keep_identity: own.keep_identity,
+                    settings: own.settings,
+                    protection: None,
+                    upkeep: own.upkeep,
+                    origin: own.origin,
+                    mask_forks: own.mask_forks,
+                    ..made
+                };
+                return Ok((row, meta));
+            }
         }
         Ok((row, own))
     }
@@ -165,6 +190,9 @@ impl Daemon {
         let (to, source, settings) = match &spec.to {
             ResetTarget::Origin => (ResetTo::Origin, row.parent.as_deref(), meta.settings.as_slice()),
             ResetTarget::Parent => (ResetTo::Parent, row.parent.as_deref(), meta.settings.as_slice()),
+            ResetTarget::Made(made) => {
+                (ResetTo::Fork(made.clone()), Some(made.as_str()), meta.settings.as_slice())
+            }
             // It has them, or others by then.
             ResetTarget::Snapshot(label) => (ResetTo::Snapshot(label.clone()), None, &[][..]),
         };

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use pgcowfs::ForkId;
 
 use super::{Daemon, requests};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::launch;
 use crate::meta::{ForkMeta, Pool};
 use crate::protocol::{ForkRow, ForkSpec, PoolRow};
@@ -240,6 +240,7 @@ impl Daemon {
             expiry: None,
             incomplete: false,
             as_is: false,
+            masks: Vec::new(),
         })?;
         let ui = Ui::new(false, true);
         if let Err(error) = launch::launch(&self.paths, &ui, &forked.row, &launch::default_options()) {
@@ -296,6 +297,14 @@ impl Daemon {
 
     pub(super) fn set_pool(&self, fork: &str, pool: Option<Pool>) -> Result<Vec<PoolRow>> {
         self.change_meta(fork, |row| {
+            if pool.is_some() && !row.meta.mask_forks.is_empty() {
+                return Err(Error::new(
+                    Kind::State,
+                    format!("the forks of {fork:?} are masked when they are made"),
+                )
+                .cause("a pool makes its forks by itself")
+                .hint(format!("fork it, and give the fork a pool: pgcowfs fork {fork} MASKED")));
+            }
             log::info!("the pool of {fork} is {pool:?}");
             row.meta.upkeep.pool = pool;
             Ok(())

@@ -478,6 +478,9 @@ impl Daemon {
         let _changes = self.changes.lock();
         self.check_new(&spec.child)?;
         let mut meta = self.info(&spec.parent)?.meta;
+        check_masks(spec, &meta)?;
+        meta.masks = spec.masks.clone();
+        meta.mask_forks = Vec::new();
         meta.listen = spec.listen.clone();
         meta.origin = Origin::Fork;
         meta.keep_identity = spec.keep_identity;
@@ -553,6 +556,18 @@ impl Daemon {
         self.store.set_quota(fork, bytes)?;
         log::info!("the quota of {fork} is {bytes:?}");
         self.info(fork)
+    }
+}
+
+/// Forks of one whose forks are masked are, and are not seen before.
+fn check_masks(spec: &ForkSpec, parent: &ForkMeta) -> Result<()> {
+    let name = &spec.parent;
+    let forced = spec.masks.starts_with(&parent.mask_forks);
+    match forced && (spec.incomplete || spec.masks.is_empty()) {
+        true => Ok(()),
+        false => Err(Error::new(Kind::State, format!("the forks of {name:?} are masked when they are made"))
+            .cause("this one would have the data as it is")
+            .hint(format!("fork it first: pgcowfs fork {name} MASKED"))),
     }
 }
 

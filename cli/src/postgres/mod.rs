@@ -20,6 +20,7 @@ pub mod pid_file;
 pub mod primary;
 pub mod relations;
 pub mod remote;
+pub mod residue;
 pub mod role;
 pub mod schema;
 pub mod server;
