@@ -21,6 +21,8 @@ mod e2e {
     mod debian;
     mod disk_full;
     mod doctor;
+    mod dump;
+    mod dumps;
     mod ephemeral;
     mod examples;
     mod expire;
@@ -37,6 +39,7 @@ mod e2e {
     mod names;
     mod oracle_controls;
     mod pool;
+    mod restore;
     mod roles;
     mod run;
     mod schedule;

@@ -3,6 +3,8 @@
 // As a file of the fuzz targets, this one has no directory of its own.
 #[path = "args/branches.rs"]
 mod branches;
+#[path = "args/dumps.rs"]
+mod dumps;
 #[path = "args/expire.rs"]
 mod expire;
 #[path = "args/export.rs"]
@@ -24,6 +26,7 @@ mod seeing;
 #[path = "args/source.rs"]
 mod source;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,6 +39,7 @@ use crate::error::Kind;
 pub use self::branches::{
     CheckpointMode, CheckpointOptions, Place, Promote, Protect, Rename, Reset, Snapshot, Snapshots, Tree,
 };
+pub use self::dumps::{ChoiceOptions, Dump, DumpsArgs, LoadOptions, Restore};
 pub use self::expire::{Expire, ExpiryOptions};
 pub use self::export::Export;
 pub use self::generate::{Completions, Man, Shell};
@@ -121,6 +125,12 @@ pub enum Command {
     Expire(Expire),
     /// Write a fork out, as a data directory on any disk
     Export(Export),
+    /// Write a fork's databases to files, by pg_dump on a fork of it
+    Dump(Dump),
+    /// Show, end or cancel dumps that are made by the clock
+    Dumps(DumpsArgs),
+    /// Make a root fork of a dump
+    Restore(Restore),
     /// Run psql on a fork
     Psql(Psql),
     /// Print a fork's connection strings
@@ -193,7 +203,7 @@ pub struct Init {
 }
 
 /// Options about a fork's server that `create` and `fork` share.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct ServerOptions {
     /// The fork's TCP port [default: the first free one of the store's range]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -214,7 +224,7 @@ pub struct ServerOptions {
 }
 
 /// Which PostgreSQL to use.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct BinaryOptions {
     /// The directory with postgres and initdb [default: found by version in PATH, pg_config, /usr/lib/postgresql/*/bin]
     #[arg(long, value_name = "DIR")]
@@ -232,9 +242,13 @@ Examples:
   pgcowfs create prod --from-server postgresql://repl@db1/    a copy of a running server
   pgcowfs create prod --from-server \"host=db1 user=repl\" --max-rate 50MB
   pgcowfs create stage --follow postgresql://repl@db1/        a standby of it, that forks can be made from
+  pgcowfs create prod --from-dump postgresql://app@db/shop    one database of a running server, by pg_dump
+  pgcowfs create prod --from-dump /backup/main-friday         a dump; `restore` does the same
   pgcowfs create dev --from /srv/backup/prod --mask mask.sql  nobody sees it before the script has run
 
-A password for the server comes from ~/.pgpass, or from PGPASSFILE or PGPASSWORD in the environment. A Debian cluster's configuration under /etc/postgresql is found and brought in.")]
+A URL has no password in it: that comes from ~/.pgpass, or from PGPASSFILE or PGPASSWORD in the environment. --from-dump of a \
+URL with a database loads that one, else all that the role may connect to. A Debian cluster's configuration under \
+/etc/postgresql is found and brought in.")]
 pub struct Create {
     /// The new fork's name
     pub name: String,
@@ -247,6 +261,15 @@ pub struct Create {
     /// A running server instead.
     #[command(flatten)]
     pub running: RunningServer,
+    /// Load a dump (of this program's, pg_dump's or pg_dumpall's), or what pg_dump gets from the server at a URL
+    #[arg(long, value_name = "URL|PATH", conflicts_with_all = ["from", "base", "config_dir", "from_server", "follow"])]
+    pub from_dump: Option<OsString>,
+    /// What of it to load.
+    #[command(flatten)]
+    pub choice: ChoiceOptions,
+    /// How to load it.
+    #[command(flatten)]
+    pub load: LoadOptions,
     /// Where that cluster's postgresql.conf is, if not in its data directory [default: found as Debian lays it out]
     #[arg(long, value_name = "DIR")]
     pub config_dir: Option<PathBuf>,
@@ -794,6 +817,14 @@ mod tests {
             "pgcowfs diff a b --schema -d shop",
             "pgcowfs du a --relations --top 5",
             "pgcowfs footprint a --max-pages 5 --max-wal 1MB --max-lock-wait 0.5 --max-time 9 -- psql -c x",
+            "pgcowfs dump a -o /x",
+            "pgcowfs dump a@v1 -o x.dump --database shop -t public.* --compress none",
+            "pgcowfs dump a -o /x -j 4 --schema-only --force -c shared_buffers=1GB",
+            "pgcowfs dump a -o /x --every 24h --keep 7 -j 2",
+            "pgcowfs dumps",
+            "pgcowfs dumps a --cancel",
+            "pgcowfs restore /x a -j 4 --no-owner --ignore-errors -d shop --port 6001",
+            "pgcowfs create a --from-dump postgresql://db/shop -d shop -t public.t -j 4",
             "pgcowfs top --interval 5 --once --json",
             "pgcowfs doctor --json",
             "pgcowfs completions zsh",
@@ -812,6 +843,7 @@ mod tests {
         for line in [
             "pgcowfs create a --from /x --base /y",
             "pgcowfs create a --from /x --pg-version 15",
+            "pgcowfs create a --from-dump /x --base /y",
             "pgcowfs create a --port 0",
             "pgcowfs create a --from-server host=x --from /x",
             "pgcowfs create a --from-server host=x --max-rate 1kB",
@@ -835,6 +867,13 @@ mod tests {
             "pgcowfs fork a b --start --user app",
             "pgcowfs fork a b --user app --password-file f",
             "pgcowfs fork a b --start --restricted",
+            "pgcowfs dump a",
+            "pgcowfs dump a -o /x -j 0",
+            "pgcowfs dump a -o /x --every 1h",
+            "pgcowfs dump a -o /x --every 1h --keep 2 --force",
+            "pgcowfs dumps --off",
+            "pgcowfs dumps a --off --cancel",
+            "pgcowfs dump a -o /x --table t",
             "pgcowfs fork a b --quota 1MB",
             "pgcowfs quota a lots",
             "pgcowfs init --keep-free 100%",

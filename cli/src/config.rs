@@ -2,7 +2,7 @@
 //!
 //! The store's directory belongs to the core; what this program adds:
 //! `config.json`, `daemon.lock`, `start.lock`, `daemon.log`, `control.sock`,
-//! `mnt/`, `run/FORK/` (sockets) and `logs/FORK.log`.
+//! `mnt/`, `run/FORK/` (sockets), `logs/FORK.log`, and now and then `incoming/`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -77,6 +77,11 @@ impl StorePaths {
     /// The directory of the servers' logs.
     pub fn logs(&self) -> PathBuf {
         self.dir.join("logs")
+    }
+
+    /// Where what pg_dump gets from a server lies until it is loaded.
+    pub fn incoming(&self) -> PathBuf {
+        self.dir.join("incoming")
     }
 
     /// The log of a fork's server. It lies outside the mount, so that it

@@ -6,6 +6,7 @@ mod addresses;
 mod branches;
 pub mod clients;
 mod compare;
+mod dumps;
 mod keeper;
 mod leases;
 pub mod logger;
@@ -38,9 +39,11 @@ use pgcowfs::{Options, Store};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use self::clients::Places;
+use self::dumps::Dumps;
 use self::leases::Leases;
 use self::pools::Pools;
 use crate::config::{MapMemory, MountChanges, StoreConfig, StorePaths, open_own, own_dir, passage_mode};
+use crate::dumps::staging;
 use crate::error::{Context, Error, Kind, Result};
 use crate::meta::ForkMeta;
 use crate::postgres::server::{State, StopHow, stop};
@@ -66,6 +69,8 @@ pub struct Daemon {
     leases: Leases,
     /// Started forks that nobody has yet.
     pools: Pools,
+    /// Dumps that are made by the clock.
+    dumps: Dumps,
     /// Clients so far: each has a number.
     clients: AtomicU64,
     /// Read by every request at work; true when the store is closed.
@@ -186,6 +191,7 @@ fn begin_on_store(
     own_dir(&paths.logs(), passage_mode())?;
     let mountpoint = mountpoint.canonicalize().at("resolve", &mountpoint)?;
     addresses::sweep(paths, store);
+    staging::sweep(&paths.incoming())?;
     addresses::refresh(paths, store, &mountpoint);
     let mount = Mount::start(store.clone(), &mountpoint, &MountOptions::default())
         .map_err(|e| Error::from(e).within(format!("cannot mount at {}", mountpoint.display())))?;
@@ -201,6 +207,7 @@ fn begin_on_store(
         incomplete: Mutex::default(),
         leases: Leases::default(),
         pools: Pools::default(),
+        dumps: Dumps::default(),
         clients: AtomicU64::new(0),
         closed: RwLock::new(false),
         ending: AtomicBool::new(false),
@@ -388,6 +395,7 @@ impl Daemon {
                 Event::Signal(signal) => {
                     log::info!("signal {signal}: stopping");
                     self.pools.pause();
+                    self.dumps.end();
                     self.stop_servers();
                     return self.end(true);
                 }
@@ -415,9 +423,11 @@ impl Daemon {
     /// What a client asked for: refused while servers run.
     fn shutdown(&self, force: bool) -> Result<()> {
         self.end_pools();
+        self.dumps.end();
         let ended = self.shutdown_without_pools(force);
         if ended.is_err() {
             self.pools.resume();
+            self.dumps.resume();
         }
         ended
     }

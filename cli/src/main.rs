@@ -6,6 +6,7 @@
 //! - `client` talks to the daemon of a store (and starts it), `protocol` is
 //!   what they say to each other, `daemon` is the other end: the only place
 //!   that opens a store (`check` looks at one that cannot be opened);
+//! - `dumps` is what dumps are on the disk;
 //! - `launch` starts a fork's server, for a command or for the daemon;
 //! - `postgres` is everything that knows PostgreSQL: binaries, configuration,
 //!   processes, SQL. Nothing else imports tokio-postgres.
@@ -15,6 +16,7 @@ mod client;
 mod commands;
 mod config;
 mod daemon;
+mod dumps;
 mod error;
 #[cfg(test)]
 #[path = "../../tests/fuzz/in_program.rs"]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 
 pub use self::mask::{How, Mask};
-pub use self::upkeep::{Expiry, Pool, Schedule, Upkeep};
+pub use self::upkeep::{DumpFailure, DumpSchedule, DumpWhat, Expiry, Pool, Schedule, Upkeep};
 
 /// How a fork came to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::StorePaths;
 use crate::error::Error;
-use crate::meta::{Expiry, ForkMeta, Mask, Origin, Pool, Protection, Schedule};
+use crate::meta::{DumpFailure, DumpSchedule, Expiry, ForkMeta, Mask, Origin, Pool, Protection, Schedule};
 
 pub use self::seeing::{FileChangeRow, FileUsageRow, Side, Stats, StatsRow, TimesRow};
 
@@ -155,6 +155,23 @@ pub enum Request {
         /// What to set; null: none.
         schedule: Option<Schedule>,
     },
+    /// Schedules of dumps. -> `Vec<DumpRow>`
+    Dumps {
+        /// Only that fork's; null: all.
+        fork: Option<String>,
+    },
+    /// Sets or ends a fork's schedule of dumps. -> `Vec<DumpRow>`, of that fork
+    SetDumps {
+        /// The fork.
+        fork: String,
+        /// What to set; null: none.
+        schedule: Option<DumpSchedule>,
+    },
+    /// Has the dump under way by a fork's schedule end. -> `Vec<DumpRow>`, of that fork
+    CancelDump {
+        /// The fork.
+        fork: String,
+    },
     /// Makes everything in the fork durable. -> null
     Sync {
         /// The fork.
@@ -271,6 +288,9 @@ pub struct DaemonStatus {
     /// Started forks that are kept ready.
     #[serde(default)]
     pub pools: Vec<PoolRow>,
+    /// Dumps that are made by the clock.
+    #[serde(default)]
+    pub dumps: Vec<DumpRow>,
     /// Since the daemon started.
     pub uptime_s: f64,
     /// The way by which the kernel's requests come: `io_uring` or `device`.
@@ -341,6 +361,27 @@ pub struct ScheduleRow {
     pub snapshots: usize,
     /// When the newest was made, RFC 3339.
     pub last_at: Option<String>,
+}
+
+/// Dumps that are made by the clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpRow {
+    /// Of which fork.
+    pub fork: String,
+    /// The directory that they are made in.
+    pub dir: PathBuf,
+    /// How often, in seconds.
+    pub every_s: u64,
+    /// How many are kept.
+    pub keep: u32,
+    /// Names of those there are, the oldest first.
+    pub dumps: Vec<String>,
+    /// When the last one that is complete was begun, RFC 3339.
+    pub last_at: Option<String>,
+    /// What went wrong since.
+    pub failure: Option<DumpFailure>,
+    /// Since when one is under way, RFC 3339; null: none is.
+    pub running_since: Option<String>,
 }
 
 /// Forks that are kept ready.

@@ -4,6 +4,7 @@
 mod branches;
 mod diff;
 mod doctor;
+mod dumps;
 mod expire;
 mod export;
 mod footprint;
@@ -24,8 +25,8 @@ use crate::error::one_line;
 use crate::meta::Mask;
 use crate::postgres::follow::Following;
 use crate::postgres::server::State;
-use crate::protocol::{Collected, ForkRow, Inspected, PoolRow};
-use crate::ui::{Cell, bytes_text, duration_text, pairs, table};
+use crate::protocol::{Collected, DumpRow, ForkRow, Inspected, PoolRow};
+use crate::ui::{Cell, age_text, bytes_text, duration_text, pairs, table};
 
 pub use self::branches::{
     PromoteReport, ProtectReport, RenameReport, ResetReport, SnapshotEntry, SnapshotReport, SnapshotsReport,
@@ -35,6 +36,8 @@ pub use self::diff::{
     Called, DiffReport, DuReport, FileDiff, Pages, RelationDiff, RelationUsage, SchemaDiff, SchemaReport,
 };
 pub use self::doctor::{Checked, DoctorReport, Finding};
+use self::dumps::dumps_text;
+pub use self::dumps::{DumpReport, DumpedDatabase, DumpsReport};
 pub use self::expire::ExpireReport;
 use self::expire::expiry_remarks;
 pub use self::export::ExportReport;
@@ -105,6 +108,12 @@ pub struct ForkReport {
     pub expires_at: Option<String>,
     /// After how many seconds without a session it is removed; null: never.
     pub idle_s: Option<u64>,
+    /// Where dumps of it are made by the clock; null: nowhere.
+    pub dump_dir: Option<PathBuf>,
+    /// When the last of them that is complete was begun; null: none is.
+    pub dumped_at: Option<String>,
+    /// What went wrong since; null: nothing.
+    pub dump_failure: Option<String>,
     /// Whether rm, reset and rename refuse it.
     pub protected: bool,
     /// When that ends; null: when it is lifted.
@@ -132,6 +141,7 @@ impl ForkReport {
     /// From what the daemon knows and what /proc shows.
     pub fn new(row: &ForkRow, log: PathBuf) -> ForkReport {
         let state = State::of(row.pid_file.as_deref(), &row.pgdata);
+        let dump = row.meta.upkeep.dump.as_ref();
         ForkReport {
             name: row.name.clone(),
             parent: row.parent.clone(),
@@ -156,6 +166,9 @@ impl ForkReport {
             pooled: row.pooled,
             expires_at: row.meta.upkeep.expiry.as_ref().and_then(|expiry| expiry.at.clone()),
             idle_s: row.meta.upkeep.expiry.as_ref().and_then(|expiry| expiry.idle_s),
+            dump_dir: dump.map(|dump| dump.dir.clone()),
+            dumped_at: dump.and_then(|dump| dump.last_at.clone()),
+            dump_failure: dump.and_then(|dump| dump.failure.as_ref().map(|failure| failure.message.clone())),
             protected: row.meta.protection().is_some(),
             protected_until: row.meta.protection().and_then(|protection| protection.until.clone()),
             masks: row.meta.masks.iter().map(Mask::name).collect(),
@@ -261,6 +274,15 @@ impl Report for ForkReport {
         let expiry = expiry_remarks(self.expires_at.as_deref(), self.idle_s);
         if !expiry.is_empty() {
             rows.push(("end", Cell::plain(expiry.join(", "))));
+        }
+        if let Some(dir) = &self.dump_dir {
+            let last = self
+                .dumped_at
+                .as_deref()
+                .map_or("none yet".into(), |at| format!("last {} ago", age_text(at)));
+            let failure =
+                self.dump_failure.as_ref().map_or(String::new(), |why| format!("; failed since: {why}"));
+            rows.push(("dumps", Cell::plain(format!("{}, {last}{failure}", dir.display()))));
         }
         if self.protected {
             rows.push((
@@ -642,6 +664,8 @@ pub struct StatusReport {
     pub reclaimed_bytes: Option<u64>,
     /// Started forks that are kept ready.
     pub pools: Option<Vec<PoolRow>>,
+    /// Dumps that are made by the clock.
+    pub dumps: Option<Vec<DumpRow>>,
     /// For how long the daemon has run.
     pub uptime_s: Option<f64>,
     /// The way by which the kernel's requests come.
@@ -694,6 +718,10 @@ impl Report for StatusReport {
             (
                 "pools",
                 self.pools.as_ref().filter(|pools| !pools.is_empty()).map(|p| Cell::plain(pools_text(p))),
+            ),
+            (
+                "dumps",
+                self.dumps.as_ref().filter(|dumps| !dumps.is_empty()).map(|d| Cell::plain(dumps_text(d))),
             ),
         ];
         rows.extend(rest.into_iter().filter_map(|(name, cell)| Some((name, cell?))));

@@ -153,6 +153,14 @@ pub struct Progress {
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
 impl Progress {
+    /// What is being done has another name now.
+    pub fn relabel(&mut self, label: &str) {
+        self.label = label.to_string();
+        if let Some(bar) = &self.bar {
+            bar.set_message(self.label.clone());
+        }
+    }
+
     /// That many more bytes are done.
     pub fn add(&mut self, bytes: u64) {
         self.done += bytes;

@@ -14,7 +14,9 @@ use super::target::{Bytes, Target};
 use crate::config::{KeepFree, MapMemory, StoreConfig};
 use crate::daemon::clients::read_request;
 use crate::daemon::ports::PortRange;
-use crate::meta::{Expiry, ForkMeta, How, Mask, Origin, Pool, Schedule, Secret, Upkeep};
+use crate::meta::{
+    DumpFailure, DumpSchedule, DumpWhat, Expiry, ForkMeta, How, Mask, Origin, Pool, Schedule, Secret, Upkeep,
+};
 use crate::postgres::cluster::Control;
 use crate::postgres::pid_file;
 use crate::protocol::*;
@@ -82,6 +84,18 @@ fn request(input: &[u8]) {
     assert!(read_request(&mut reader, false, Duration::from_secs(10)).expect("an end").is_none());
 }
 
+fn dumps() -> DumpSchedule {
+    DumpSchedule {
+        dir: "/backup".into(),
+        every_s: 86_400,
+        keep: 7,
+        what: DumpWhat { jobs: Some(2), databases: vec!["shop".into()], ..DumpWhat::default() },
+        made: vec!["main-20260102-030405".into()],
+        last_at: Some("2026-01-02T03:04:05Z".into()),
+        failure: Some(DumpFailure { at: "2026-01-03T03:04:05Z".into(), message: "full".into() }),
+    }
+}
+
 fn requests() -> Vec<Vec<u8>> {
     let fork = || "main".to_string();
     let meta = ForkMeta {
@@ -107,6 +121,7 @@ fn requests() -> Vec<Vec<u8>> {
             pool: Some(Pool { size: 2, max_age_s: 60 }),
             expiry: Some(Expiry { at: Some("2026-01-02T03:04:05Z".into()), idle_s: Some(60) }),
             schedule: Some(Schedule { every_s: 3600, keep: 24 }),
+            dump: Some(dumps()),
         },
         masks: vec![Mask { database: "shop".into(), how: How::Anon }],
         mask_forks: vec![Mask {
@@ -151,6 +166,9 @@ fn requests() -> Vec<Vec<u8>> {
         Request::Take { parent: fork() },
         Request::SetPool { fork: fork(), pool: None },
         Request::SetExpiry { fork: fork(), expiry: Some(Expiry { at: None, idle_s: Some(5) }) },
+        Request::Dumps { fork: None },
+        Request::SetDumps { fork: fork(), schedule: Some(dumps()) },
+        Request::CancelDump { fork: fork() },
         Request::SetSchedule { fork: fork(), schedule: Some(Schedule { every_s: 1, keep: 2 }) },
         Request::Stats { fork: Some(fork()) },
         Request::Diff {
@@ -228,6 +246,7 @@ fn replies() -> Vec<Vec<u8>> {
         used_bytes: 4,
         shared_bytes: 3,
         pools: Vec::new(),
+        dumps: Vec::new(),
         layers_to_merge: 1,
         merging_pages: Some(6),
         reclaimable_bytes: 2,

@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use super::size;
 
 /// The server, and how it is copied.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub struct RunningServer {
     /// Copy this running server (a base backup); a connection string without a password, for a role that may replicate
     #[arg(long, value_name = "URL", conflicts_with_all = ["from", "base", "pg_version", "initdb_arg", "config_dir"])]
@@ -28,9 +28,10 @@ pub struct RunningServer {
 }
 
 /// How the server makes its checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ServerCheckpoint {
     /// As fast as it can.
+    #[default]
     Fast,
     /// At its usual pace.
     Spread,

@@ -4,6 +4,7 @@
 
 mod existing;
 mod fresh;
+mod from_dump;
 mod running;
 
 use std::path::{Path, PathBuf};
@@ -11,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use self::existing::Existing;
 use self::fresh::Fresh;
+use self::from_dump::FromDump;
 use self::running::Server;
 use super::{Context, mask, ms, start, state};
-use crate::args::Create;
+use crate::args::{ChoiceOptions, Create, MaskOptions, Restore, RunningServer};
 use crate::client::Client;
-use crate::config::StoreConfig;
-use crate::error::{Error, Kind, Result};
+use crate::config::{StoreConfig, StorePaths};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::launch;
 use crate::meta::{Follow, ForkMeta, How, Mask, Origin, Secret, Upkeep};
 use crate::postgres::identity::{self, Identity};
@@ -70,7 +72,9 @@ struct Facts {
 
 /// An incomplete fork.
 struct Making<'a> {
+    name: &'a str,
     ui: &'a Ui,
+    paths: &'a StorePaths,
     pgdata: &'a Path,
     meta: &'a ForkMeta,
 }
@@ -85,10 +89,14 @@ struct Brought {
 }
 
 /// Everything that can be wrong with the input, before anything is made.
-fn find_source(args: &Create, config: &StoreConfig) -> Result<Box<dyn Source>> {
+fn find_source(context: &Context, args: &Create, config: &StoreConfig) -> Result<Box<dyn Source>> {
     if args.running.lacks_url() {
         return Err(Error::new(Kind::Usage, "--max-rate and --checkpoint go with --from-server or --follow"));
     }
+    if let Some(from) = &args.from_dump {
+        return Ok(Box::new(FromDump::find(context, from, args, config)?));
+    }
+    from_dump::refuse_options(args)?;
     if let Some(url) = args.running.url() {
         return Ok(Box::new(Server::find(url, args, config)?));
     }
@@ -105,7 +113,7 @@ pub fn run(context: &Context, args: &Create) -> Result<()> {
     pgcowfs::check_fork_name(&args.name)?;
     context.paths.check()?;
     let config = StoreConfig::load(&context.paths)?;
-    let source = find_source(args, &config)?;
+    let source = find_source(context, args, &config)?;
     let mut client = context.client()?;
     check_reach(source.user(), &client.hello.mountpoint)?;
     let (masks, mask_forks) = masks(args)?;
@@ -201,6 +209,31 @@ fn stop(context: &Context, client: &mut Client, fork: &str) {
 
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 
+/// Makes a root fork of a dump: `create --from-dump` of a path.
+pub fn restore(context: &Context, args: &Restore) -> Result<()> {
+    // A path that looks like a URL is one all the same.
+    let dump = std::path::absolute(&args.dump).at("make absolute", &args.dump)?;
+    let create = Create {
+        name: args.name.clone(),
+        from: None,
+        base: None,
+        running: RunningServer::default(),
+        from_dump: Some(dump.into()),
+        choice: ChoiceOptions { database: args.database.clone(), table: Vec::new() },
+        load: args.load.clone(),
+        config_dir: None,
+        binaries: args.binaries.clone(),
+        pg_version: None,
+        initdb_arg: Vec::new(),
+        run_as: args.run_as.clone(),
+        superuser: None,
+        mask: MaskOptions::default(),
+        mask_forks: Vec::new(),
+        server: args.server.clone(),
+    };
+    run(context, &create)
+}
+
 fn publish(client: &mut Client, fork: &str) -> Result<ForkRow> {
     client.call(&Request::Publish { fork: fork.to_string() })
 }
@@ -251,7 +284,7 @@ fn settings(args: &Create, source: &dyn Source) -> ForkMeta {
 /// Fills the incomplete fork; returns what the user should know.
 fn fill(context: &Context, args: &Create, source: &dyn Source, created: &Created) -> Result<Vec<String>> {
     let (pgdata, meta) = (&created.pgdata, &created.meta);
-    let making = Making { ui: context.ui, pgdata, meta };
+    let making = Making { name: &args.name, ui: context.ui, paths: &context.paths, pgdata, meta };
     let Brought { mut warnings, mut settings } = source.fill(&making)?;
     settings.extend_from_slice(&args.server.settings);
     let identity = Identity {

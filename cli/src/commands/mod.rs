@@ -7,6 +7,7 @@ mod create;
 mod diff;
 mod doctor;
 mod du;
+mod dump;
 mod expire;
 mod export;
 mod footprint;
@@ -116,6 +117,9 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Umount(args) => umount::run(&context, args),
         Command::Status(_) => status::run(&context),
         Command::Diff(args) => diff::run(&context, args),
+        Command::Dump(args) => dump::run(&context, args),
+        Command::Dumps(args) => dump::schedules(&context, args),
+        Command::Restore(args) => create::restore(&context, args),
         Command::Du(args) => du::run(&context, args),
         Command::Footprint(args) => footprint::run(&context, args),
         Command::Stats(args) => stats::run(&context, args),

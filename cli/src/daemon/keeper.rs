@@ -2,6 +2,7 @@
 //! makes the snapshots that are due.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,7 @@ struct Left {
 
 impl Daemon {
     /// Looks at the clock until the daemon ends.
-    pub(super) fn keep_time(&self) {
+    pub(super) fn keep_time(self: &Arc<Self>) {
         let mut seen: BTreeMap<ForkId, Seen> = BTreeMap::new();
         loop {
             std::thread::sleep(LOOK_INTERVAL);
@@ -57,6 +58,7 @@ impl Daemon {
                 return;
             }
             let entries = self.store.entries();
+            self.follow_dumps(&entries);
             seen.retain(|id, _| entries.iter().any(|entry| entry.id == *id));
             for entry in entries {
                 // What cannot be understood here has been told of at the start.

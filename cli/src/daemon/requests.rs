@@ -136,6 +136,7 @@ impl Daemon {
             }
             if self.incomplete.lock().contains_key(&fork) {
                 log::info!("removing {fork}, whose creation was abandoned");
+                // A dump is loaded by a server that runs on it.
                 if let Err(error) = self.end_fork(&fork) {
                     log::error!("cannot remove {fork}: {error}");
                 }
@@ -201,6 +202,9 @@ impl Daemon {
             Request::Snapshots { fork } => reply(self.snapshots(fork.as_deref())),
             Request::Schedules { fork } => reply(self.schedule_rows(fork.as_deref())),
             Request::SetSchedule { fork, schedule } => reply(self.set_schedule(&fork, schedule)),
+            Request::Dumps { fork } => reply(self.dump_rows(fork.as_deref())),
+            Request::SetDumps { fork, schedule } => reply(self.set_dumps(&fork, schedule)),
+            Request::CancelDump { fork } => reply(self.cancel_dump(&fork)),
             Request::RemoveSnapshot { fork, label } => reply(self.remove_snapshot(&fork, &label)),
             Request::Sync { fork } => reply(self.sync(&fork)),
             Request::SetPort { fork, port } => reply(self.set_port(&fork, port)),
@@ -328,6 +332,7 @@ impl Daemon {
             reclaimable_bytes: status.reclaimable_bytes,
             reclaimed_bytes: status.reclaimed_bytes,
             pools: self.pool_rows(None)?,
+            dumps: self.dump_rows(None)?,
             uptime_s: self.started.elapsed().as_secs_f64(),
             transport: self.mount.transport().to_string(),
             requests: stats::requests(self.store.stats()),

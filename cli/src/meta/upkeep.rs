@@ -1,5 +1,6 @@
 //! What the daemon does about a fork by itself.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,9 @@ pub struct Upkeep {
     /// Snapshots that are made by the clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
+    /// Dumps that are made by the clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dump: Option<DumpSchedule>,
 }
 
 /// Started forks that are kept ready.
@@ -43,6 +47,60 @@ pub struct Schedule {
     pub every_s: u64,
     /// How many are kept.
     pub keep: u32,
+}
+
+/// Dumps that are made by the clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpSchedule {
+    /// The directory that they are made in.
+    pub dir: PathBuf,
+    /// How often, in seconds.
+    pub every_s: u64,
+    /// How many are kept.
+    pub keep: u32,
+    /// What is dumped, and how.
+    pub what: DumpWhat,
+    /// Names of those that it has made and not removed, the oldest first.
+    #[serde(default)]
+    pub made: Vec<String>,
+    /// When the last one that is complete was begun, RFC 3339.
+    #[serde(default)]
+    pub last_at: Option<String>,
+    /// What went wrong since.
+    #[serde(default)]
+    pub failure: Option<DumpFailure>,
+}
+
+/// The options of a dump that is made by the clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpWhat {
+    /// Tables at once.
+    #[serde(default)]
+    pub jobs: Option<u16>,
+    /// Databases; none: all.
+    #[serde(default)]
+    pub databases: Vec<String>,
+    /// Patterns of tables; none: all.
+    #[serde(default)]
+    pub tables: Vec<String>,
+    /// Definitions only.
+    #[serde(default)]
+    pub schema_only: bool,
+    /// pg_dump's --compress.
+    #[serde(default)]
+    pub compress: Option<String>,
+    /// How far it stands back.
+    #[serde(default)]
+    pub nice: i32,
+}
+
+/// A dump that was not made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpFailure {
+    /// When that was known, RFC 3339.
+    pub at: String,
+    /// Why.
+    pub message: String,
 }
 
 impl Pool {

@@ -95,6 +95,29 @@ pub fn find(pg_bin: Option<&Path>, major: Option<u32>) -> Result<Binaries> {
     Err(error.hint(advice(major)))
 }
 
+/// The programs of that version, or else of the next newer one; without a version, the
+/// newest.
+pub fn at_least(pg_bin: Option<&Path>, major: Option<u32>) -> Result<Binaries> {
+    let mut there = match pg_bin {
+        Some(_) => vec![find(pg_bin, None)?],
+        None => all(),
+    };
+    there.retain(|found| major.is_none_or(|major| found.major >= major));
+    let best = match major {
+        Some(_) => there.into_iter().min_by_key(|found| found.major),
+        None => there.into_iter().max_by_key(|found| found.major),
+    };
+    match (best, major) {
+        (Some(best), _) => Ok(best),
+        // It says what there is.
+        (None, None) => find(pg_bin, None),
+        (None, Some(major)) => find(pg_bin, Some(major)).map_err(|mut error| {
+            error.message = format!("PostgreSQL {major} or newer is needed, and not on this machine");
+            error
+        }),
+    }
+}
+
 /// Every server that is found, each version once, the first one of it.
 pub fn all() -> Vec<Binaries> {
     let mut found: Vec<Binaries> = Vec::new();
@@ -207,6 +230,7 @@ mod tests {
         let error = find(Some(dir.path()), None).unwrap_err();
         assert_eq!(error.kind, Kind::Environment);
         assert!(error.message.contains(dir.path().to_str().unwrap()));
+        assert_eq!(at_least(None, Some(999)).unwrap_err().kind, Kind::Environment);
         assert_eq!(find(None, Some(999)).unwrap_err().kind, Kind::Environment);
     }
 }

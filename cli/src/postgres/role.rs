@@ -14,6 +14,10 @@ use crate::error::{Context, Error, Kind, Result};
 /// The first major version with roles that may read and write all data, and no more.
 pub const HAS_DATA_ROLES: u32 = 14;
 
+/// For a statement that the server's log must not have.
+const UNLOGGED: &str = "SET log_statement = none; SET log_min_duration_statement = -1; \
+                        SET log_min_error_statement = panic";
+
 /// A longer password is a file that is something else.
 const PASSWORD_MAX: u64 = 1024;
 
@@ -54,10 +58,7 @@ impl Role {
         wait(address, async || {
             let client = connect(address).await?;
             // Not even the verifier is anybody's business.
-            client
-                .batch_execute("SET log_statement = none; SET log_min_duration_statement = -1; SET log_min_error_statement = panic")
-                .await
-                .map_err(failed)?;
+            client.batch_execute(UNLOGGED).await.map_err(failed)?;
             let there = client.query_opt("SELECT FROM pg_roles WHERE rolname = $1", &[&self.name]).await;
             let verb = if there.map_err(failed)?.is_some() { "ALTER" } else { "CREATE" };
             let verifier = escape_literal(&self.verifier);
@@ -87,6 +88,23 @@ impl Role {
             Ok(())
         })
     }
+}
+
+/// Gives the role that an address connects as the address's password, and what that
+/// role is there for.
+pub fn keep_superuser(address: &Address) -> Result<()> {
+    let Some(password) = address.password else { return Ok(()) };
+    let failed = |e| refused(&format!("cannot set the password of {:?}", address.role), &e);
+    wait(address, async || {
+        let client = connect(address).await?;
+        client.batch_execute(UNLOGGED).await.map_err(failed)?;
+        let statement = format!(
+            "ALTER ROLE {} WITH LOGIN SUPERUSER VALID UNTIL 'infinity' PASSWORD {}",
+            escape_identifier(address.role),
+            escape_literal(&scram_sha_256(password.as_bytes()))
+        );
+        client.batch_execute(&statement).await.map_err(failed)
+    })
 }
 
 /// The first line of a file that nobody else can read.

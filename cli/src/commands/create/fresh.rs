@@ -49,16 +49,27 @@ impl Source for Fresh {
     }
 
     fn fill(&self, making: &Making) -> Result<Brought> {
-        making.ui.note(format!("making a cluster of PostgreSQL {} (initdb)", self.binaries.version));
-        initdb::run(&initdb::Fresh {
-            binaries: &self.binaries,
-            user: &self.user,
-            pgdata: making.pgdata,
-            scratch: &making.meta.socket_dir,
-            superuser: &making.meta.superuser,
-            password: &self.password,
-            args: &self.args,
-        })?;
+        make_cluster(making, &self.binaries, &self.user, &self.password, &self.args)?;
         Ok(Brought::default())
     }
+}
+
+/// Runs initdb on an incomplete fork.
+pub fn make_cluster(
+    making: &Making,
+    binaries: &Binaries,
+    user: &OsUser,
+    password: &str,
+    args: &[String],
+) -> Result<()> {
+    making.ui.note(format!("making a cluster of PostgreSQL {} (initdb)", binaries.version));
+    initdb::run(&initdb::Fresh {
+        binaries,
+        user,
+        pgdata: making.pgdata,
+        scratch: &making.meta.socket_dir,
+        superuser: &making.meta.superuser,
+        password,
+        args,
+    })
 }
