@@ -41,6 +41,7 @@ mod postgres {
     pub mod conf;
     pub mod identity;
     pub mod pid_file;
+    pub mod timeline;
     pub mod tree;
 }
 #[allow(dead_code)]

@@ -106,17 +106,21 @@ pub fn run(input: &[u8]) {
         ("listen_addresses", "localhost"),
         ("work_mem", "5MB"),
     ];
+    let begins_timeline = tree.files.borrow().contains_key("recovery.signal");
     if !identity.keep {
         want.extend([
             ("archive_mode", "off"),
             ("archive_command", ""),
-            ("restore_command", ""),
-            ("primary_conninfo", ""),
+            ("restore_command", if begins_timeline { "exit 1" } else { "" }),
             ("synchronous_standby_names", ""),
             ("max_logical_replication_workers", "0"),
             ("cron.launch_active_jobs", "off"),
         ]);
-        assert!(!tree.files.borrow().contains_key("standby.signal"));
+        if !identity.follows {
+            want.push(("primary_conninfo", ""));
+        }
+        assert_eq!(tree.files.borrow().contains_key("standby.signal"), identity.follows);
+        assert!(begins_timeline || identity.follows || !identity.new_timeline);
     }
     for (name, value) in want {
         assert_eq!(seen.get(name).map(String::as_str), Some(value), "{name} in {auto:?}");

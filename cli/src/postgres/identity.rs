@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use super::conf::{self, Edit, Settings};
+use super::timeline;
 use super::tree::{Text, Tree};
 use crate::error::{Error, Kind, Result};
 
@@ -211,10 +212,9 @@ pub fn apply(tree: &dyn Tree, identity: &Identity) -> Result<Vec<String>> {
     }
     let old = Text::decode(tree.read(AUTO_CONF)?.unwrap_or_else(|| AUTO_CONF_HEAD.as_bytes().to_vec()));
     let in_place = has_tablespaces_in_place(tree)?;
-    let kept: String = old.text.split_inclusive('\n').filter(|line| !line.contains(ONCE)).collect();
-    let mut text = conf::set_all(&kept, &overrides(identity, &settings, in_place));
+    let mut text = conf::set_all(&timeline::without(&old.text), &overrides(identity, &settings, in_place));
     if begins_timeline {
-        text += &timeline_lines();
+        text += &timeline::lines(AUTO_CONF);
         tree.write(RECOVERY_SIGNAL, b"")?;
     }
     let new = old.with(text);
@@ -249,30 +249,8 @@ fn begins_timeline(tree: &dyn Tree, identity: &Identity, auto_conf: &str) -> Res
     if identity.keep || identity.follows {
         return Ok(false);
     }
-    let must = tree.read(STANDBY_SIGNAL)?.is_some() || auto_conf.contains(ONCE);
+    let must = tree.read(STANDBY_SIGNAL)?.is_some() || timeline::is_prepared(auto_conf);
     Ok(identity.new_timeline || must)
-}
-
-/// What is at the end of settings that go when the new timeline has begun.
-const ONCE: &str = "# until the new timeline";
-
-/// A recovery that finds no WAL but its own, and so ends on a new timeline. PostgreSQL
-/// removes recovery.signal at its end, and then runs the last command, which removes
-/// these lines: whoever starts it, and wherever, nothing of them is left. Until then
-/// nobody is let in, who would find it read-only.
-fn timeline_lines() -> String {
-    let settings = [
-        ("restore_command", "exit 1".to_string()),
-        ("recovery_end_command", format!("sed -i \"/{ONCE}/d\" {AUTO_CONF}")),
-        ("hot_standby", "off".to_string()),
-        ("recovery_target", String::new()),
-        ("recovery_target_name", String::new()),
-        ("recovery_target_time", String::new()),
-        ("recovery_target_xid", String::new()),
-        ("recovery_target_lsn", String::new()),
-        ("recovery_target_timeline", "latest".to_string()),
-    ];
-    settings.iter().map(|(name, value)| format!("{name} = {} {ONCE}\n", conf::quote(value))).collect()
 }
 
 /// Makes a fork known by its name, port and socket directory, whose name was that of
@@ -569,14 +547,15 @@ mod tests {
             );
             assert_eq!((get("restore_command").as_str(), get("primary_conninfo").as_str()), ("exit 1", ""));
             assert_eq!(get("recovery_target_time"), "");
-            assert_eq!(read(&p, AUTO_CONF).matches(ONCE).count(), timeline_lines().matches(ONCE).count());
+            assert!(read(&p, AUTO_CONF).ends_with(&timeline::lines(AUTO_CONF)));
+            assert!(!timeline::is_prepared(&read(&p, AUTO_CONF).replace(&timeline::lines(AUTO_CONF), "")));
         }
         // What the server does at the end of that.
         p.tree.remove(RECOVERY_SIGNAL).unwrap();
         let command = get("recovery_end_command");
         let done = std::process::Command::new("sh").arg("-c").arg(command).current_dir(p.dir.path()).status();
         assert!(done.unwrap().success());
-        assert!(!read(&p, AUTO_CONF).contains(ONCE), "{}", read(&p, AUTO_CONF));
+        assert!(!timeline::is_prepared(&read(&p, AUTO_CONF)), "{}", read(&p, AUTO_CONF));
         assert_eq!((get("restore_command").as_str(), get("recovery_end_command").as_str()), ("", ""));
         apply(&p.tree, &identity(false)).unwrap();
         assert!(p.tree.read(RECOVERY_SIGNAL).unwrap().is_none(), "a fork of a cluster as any other");

@@ -28,6 +28,7 @@ pub mod schema;
 pub mod server;
 pub mod standalone;
 pub mod tools;
+pub mod timeline;
 pub mod tree;
 pub mod url;
 pub mod user;
