@@ -14,10 +14,10 @@ pub struct RunningServer {
     #[arg(long, value_name = "URL", conflicts_with_all = ["from_server", "from", "base", "pg_version", "initdb_arg", "config_dir"])]
     pub follow: Option<String>,
     /// With --follow: the slot that is made on the server and keeps the WAL for the standby [default: pgcowfs_NAME]
-    #[arg(long, value_name = "NAME", requires = "follow", value_parser = slot)]
+    #[arg(long, value_name = "NAME", requires = "follow", conflicts_with = "from_server", value_parser = slot)]
     pub slot: Option<String>,
     /// With --follow: no slot; a standby that is away for long may find that WAL it needs is gone
-    #[arg(long, requires = "follow", conflicts_with = "slot")]
+    #[arg(long, requires = "follow", conflicts_with_all = ["slot", "from_server"])]
     pub no_slot: bool,
     /// With a running server: read at most so much a second, from 32kB to 1GB
     #[arg(long, value_name = "SIZE", value_parser = rate)]
