@@ -249,14 +249,19 @@ impl Keeping {
         let copy = format!("SELECT pg_copy_physical_replication_slot('{temporary}', '{slot}', false)");
         self.session.ask(&copy)?;
         self.made = true;
+        self.session.ask(&format!("SELECT pg_drop_replication_slot('{}')", self.temporary))?;
         Ok(())
     }
 
     /// Takes it back.
     pub fn undo(&mut self) -> Result<()> {
-        if self.made {
-            self.session.ask(&format!("SELECT pg_drop_replication_slot('{}')", self.slot))?;
-            self.made = false;
+        // The server may need a moment to see that nobody uses it any more.
+        if std::mem::take(&mut self.made) {
+            let slot = &self.slot;
+            drop_when_free(&mut self.session, &format!("SELECT pg_drop_replication_slot('{slot}')"))?;
+        } else {
+            // If it is gone, or the server is, so much the better: it goes with the connection.
+            let _ = self.session.ask(&format!("SELECT pg_drop_replication_slot('{}')", self.temporary));
         }
         Ok(())
     }
@@ -289,7 +294,7 @@ impl Slot {
         let slot = self.follow.slot.as_deref().unwrap_or_default();
         let dropped = Remote::over(&self.conninfo, &self.user, self.passwords.clone())
             .and_then(|remote| Session::open(&remote, true))
-            .and_then(|mut session| drop_when_free(&mut session, slot));
+            .and_then(|mut session| drop_when_free(&mut session, &format!("DROP_REPLICATION_SLOT {slot}")));
         dropped.err().map(|error| {
             let url = &self.follow.url;
             let why = error.detail.clone().unwrap_or_else(|| error.to_string());
@@ -303,11 +308,11 @@ impl Slot {
     }
 }
 
-/// Drops a slot, when the server has noticed that nobody uses it any more.
-fn drop_when_free(session: &mut Session, slot: &str) -> Result<()> {
+/// Drops a slot by that command, when the server has noticed that nobody uses it any more.
+fn drop_when_free(session: &mut Session, command: &str) -> Result<()> {
     let began = Instant::now();
     loop {
-        match session.ask(&format!("DROP_REPLICATION_SLOT {slot}")) {
+        match session.ask(command) {
             Ok(_) => return Ok(()),
             Err(error) => {
                 let said = error.detail.as_deref().unwrap_or_default();
