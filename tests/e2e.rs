@@ -39,6 +39,7 @@ mod e2e {
     mod names;
     mod oracle_controls;
     mod pool;
+    mod refresh;
     mod restore;
     mod roles;
     mod run;

@@ -15,6 +15,8 @@ mod generate;
 mod mask;
 #[path = "args/pool.rs"]
 mod pool;
+#[path = "args/refresh.rs"]
+mod refresh;
 #[path = "args/role.rs"]
 mod role;
 #[path = "args/run.rs"]
@@ -45,6 +47,7 @@ pub use self::export::Export;
 pub use self::generate::{Completions, Man, Shell};
 pub use self::mask::MaskOptions;
 pub use self::pool::PoolArgs;
+pub use self::refresh::Refresh;
 pub use self::role::RoleOptions;
 pub use self::run::Run;
 pub use self::schedule::ScheduleArgs;
@@ -115,6 +118,8 @@ pub enum Command {
     Schedule(ScheduleArgs),
     /// Put a fork back to what it was made from, to its parent's newest state, or to a snapshot
     Reset(Reset),
+    /// Make a root what the cluster it was copied from is now
+    Refresh(Refresh),
     /// Make a fork a root of its own
     Promote(Promote),
     /// Give a fork another name
@@ -800,6 +805,7 @@ mod tests {
             "pgcowfs promote a",
             "pgcowfs fork a b --mask x.sql --mask ./y --mask-database shop",
             "pgcowfs create a --base /x --mask anon --mask-forks x.sql",
+            "pgcowfs refresh a --from /x --force -c work_mem=1MB",
             "pgcowfs export a@b /x --checkpoint always",
             "pgcowfs rename a b",
             "pgcowfs protect a",

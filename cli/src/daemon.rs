@@ -85,6 +85,8 @@ struct Making {
     meta: ForkMeta,
     ephemeral: bool,
     leased: bool,
+    /// It is never published.
+    aside: bool,
 }
 
 /// What ends a daemon.

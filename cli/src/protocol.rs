@@ -474,6 +474,10 @@ pub struct ForkSpec {
     /// Whether nothing in it is changed: it is there to be read, and never runs.
     #[serde(default)]
     pub as_is: bool,
+    /// Whether it is made to take its parent's place, see [`ResetTarget::Made`]; it is
+    /// never published.
+    #[serde(default)]
+    pub aside: bool,
     /// What its maker masks it with before it is published.
     #[serde(default)]
     pub masks: Vec<Mask>,
@@ -486,6 +490,9 @@ pub struct ResetSpec {
     pub fork: String,
     /// What to.
     pub to: ResetTarget,
+    /// Where that comes from, if from somewhere else than before.
+    #[serde(default)]
+    pub origin: Option<Origin>,
 }
 
 /// What a fork is put back to.

@@ -144,6 +144,7 @@ fn requests() -> Vec<Vec<u8>> {
         leased: true,
         incomplete: true,
         as_is: true,
+        aside: true,
         masks: vec![Mask { database: "shop".into(), how: How::Program("/mask".into()) }],
         expiry: None,
     };

@@ -21,6 +21,7 @@ use crate::config::{StoreConfig, StorePaths};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::launch;
 use crate::meta::{Follow, ForkMeta, How, Mask, Origin, Secret, Upkeep};
+use crate::postgres::bring::Brought;
 use crate::postgres::identity::{self, Identity};
 use crate::postgres::server::{self, StopHow};
 use crate::postgres::tree::DirTree;
@@ -77,15 +78,6 @@ struct Making<'a> {
     paths: &'a StorePaths,
     pgdata: &'a Path,
     meta: &'a ForkMeta,
-}
-
-/// What came in.
-#[derive(Default)]
-struct Brought {
-    /// What its user should know.
-    warnings: Vec<String>,
-    /// Settings that it needs here; the user's own win.
-    settings: Vec<(String, String)>,
 }
 
 /// Everything that can be wrong with the input, before anything is made.
@@ -285,7 +277,7 @@ fn settings(args: &Create, source: &dyn Source) -> ForkMeta {
 fn fill(context: &Context, args: &Create, source: &dyn Source, created: &Created) -> Result<Vec<String>> {
     let (pgdata, meta) = (&created.pgdata, &created.meta);
     let making = Making { name: &args.name, ui: context.ui, paths: &context.paths, pgdata, meta };
-    let Brought { mut warnings, mut settings } = source.fill(&making)?;
+    let Brought { mut warnings, mut settings, .. } = source.fill(&making)?;
     settings.extend_from_slice(&args.server.settings);
     let identity = Identity {
         fork: &args.name,

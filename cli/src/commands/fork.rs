@@ -46,6 +46,8 @@ pub struct Wanted<'a> {
     pub incomplete: bool,
     /// Whether it is only there to be read.
     pub as_is: bool,
+    /// Whether it is made to take its parent's place.
+    pub aside: bool,
     /// What masks it before it is published.
     pub masks: Vec<Mask>,
 }
@@ -67,6 +69,7 @@ impl<'a> Wanted<'a> {
             expiry: None,
             incomplete: false,
             as_is: false,
+            aside: false,
             masks: parent.meta.mask_forks.clone(),
         }
     }
@@ -245,6 +248,7 @@ pub fn fork(context: &Context, client: &mut Client, wanted: Wanted) -> Result<Ma
         expiry: wanted.expiry,
         incomplete: wanted.incomplete || masked,
         as_is: wanted.as_is,
+        aside: wanted.aside,
         masks: wanted.masks,
     }))?;
     for warning in &forked.warnings {

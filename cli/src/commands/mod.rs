@@ -22,6 +22,7 @@ mod pool;
 mod promote;
 mod psql;
 mod quota;
+mod refresh;
 mod relay;
 mod reset;
 mod rm;
@@ -99,6 +100,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<ExitCode> {
         Command::Snapshot(args) => snapshot::run(&context, args),
         Command::Snapshots(args) => snapshot::list(&context, args),
         Command::Reset(args) => reset::run(&context, args),
+        Command::Refresh(args) => refresh::run(&context, args),
         Command::Promote(args) => promote::promote(&context, args),
         Command::Rename(args) => promote::rename(&context, args),
         Command::Protect(args) => promote::protect(&context, args),

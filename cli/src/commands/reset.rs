@@ -1,11 +1,11 @@
 //! `pgcowfs reset`
 
-use std::time::Instant;
+use std::time::Duration;
 
 use super::checkpoint::checkpoint;
 use super::fork::{self, Wanted};
 use super::{Context, address, ms, start, state, user};
-use crate::args::{Place, Reset};
+use crate::args::{Place, Reset, StartOptions};
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::cluster;
@@ -33,7 +33,7 @@ pub fn run(context: &Context, args: &Reset) -> Result<()> {
         return Err(Error::new(Kind::Usage, "--max-lag goes with --to parent"));
     }
     let aside = aside(&mut client, &row, &to)?;
-    let mut spec = ResetSpec { fork: args.fork.clone(), to: to.clone() };
+    let mut spec = ResetSpec { fork: args.fork.clone(), to: to.clone(), origin: None };
     if aside.is_some() {
         spec.to = ResetTarget::Made(aside_name());
     }
@@ -42,9 +42,8 @@ pub fn run(context: &Context, args: &Reset) -> Result<()> {
     if let Some(base) = &row.base {
         cluster::check_base(&row.name, base, row.meta.base_mark)?;
     }
-    let running = state(&row).pid();
-    if !args.force && running.is_some() {
-        refuse_sessions(&row)?;
+    if !args.force && state(&row).pid().is_some() {
+        refuse_sessions(&row, &force_hint(&row))?;
     }
     let checkpoint = match (&to, &row.parent) {
         (ResetTarget::Parent, Some(parent)) => checkpoint(context, &args.checkpoint, &client.info(parent)?)?,
@@ -54,23 +53,10 @@ pub fn run(context: &Context, args: &Reset) -> Result<()> {
         // Its server runs on meanwhile.
         make_aside(context, &mut client, &row, parent)?;
     }
-    let began = Instant::now();
-    if let Some(pid) = running {
-        // What it would still write is thrown away.
-        server::stop(&row.name, &row.pgdata, pid, StopHow::Immediate, args.options.timeout)?;
-    }
-    let stopped = began.elapsed();
-    let done = match client.call::<Forked>(&Request::Reset(spec)) {
-        Ok(done) => done,
-        Err(error) => {
-            if running.is_some()
-                && let Err(error) = start::start(context, &mut client, &row, &args.options)
-            {
-                context.ui.warn(format!("{} was stopped, and does not start again: {error}", row.name));
-            }
-            return Err(error);
-        }
-    };
+    let again = force_hint(&row);
+    let swap =
+        Swap { row: &row, spec, options: &args.options, unless_connected: (!args.force).then_some(&again) };
+    let Swapped { done, stopped, started } = swap.run(context, &mut client)?;
     if aside.is_some()
         && let Err(error) = client.call::<()>(&Request::Remove { fork: aside_name() })
     {
@@ -79,10 +65,6 @@ pub fn run(context: &Context, args: &Reset) -> Result<()> {
     for warning in &done.warnings {
         context.ui.warn(warning);
     }
-    let started = match running {
-        Some(_) => Some(start::start(context, &mut client, &done.row, &args.options)?),
-        None => None,
-    };
     let row = if started.is_some() { client.info(&args.fork)? } else { done.row };
     context.ui.print(&ResetReport {
         fork: context.report(&row),
@@ -94,15 +76,76 @@ pub fn run(context: &Context, args: &Reset) -> Result<()> {
         reset_ms: done.fork_ms,
         stall_ms: done.stall_ms,
         checkpoint_ms: checkpoint.map(ms),
-        stop_ms: running.map(|_| ms(stopped)),
+        stop_ms: stopped.map(ms),
         start_ms: started.map(ms),
         warnings: done.warnings,
     })
 }
 
+fn force_hint(row: &ForkRow) -> String {
+    format!("pgcowfs reset --force {}", row.name)
+}
+
+/// A fork that becomes something else, with its server, if that runs.
+pub struct Swap<'a> {
+    /// The fork.
+    pub row: &'a ForkRow,
+    /// What it becomes.
+    pub spec: ResetSpec,
+    /// How to start its server again.
+    pub options: &'a StartOptions,
+    /// Somebody who is connected stands in its way; a command that throws them out.
+    pub unless_connected: Option<&'a String>,
+}
+
+/// What was done.
+pub struct Swapped {
+    /// By the daemon.
+    pub done: Forked,
+    /// How long its server took to stop, if it ran.
+    pub stopped: Option<Duration>,
+    /// And to start.
+    pub started: Option<Duration>,
+}
+
+impl Swap<'_> {
+    /// Stops the server, puts the fork back, and starts the server again.
+    pub fn run(self, context: &Context, client: &mut Client) -> Result<Swapped> {
+        let Swap { row, spec, options, unless_connected } = self;
+        let now = client.info(&row.name)?;
+        let running = state(&now).pid();
+        // What was made aside may have taken a while.
+        if let (Some(force), Some(_)) = (unless_connected, running) {
+            refuse_sessions(&now, force)?;
+        }
+        let stopped = match running {
+            // What it would still write is thrown away.
+            Some(pid) => {
+                Some(server::stop(&row.name, &row.pgdata, pid, StopHow::Immediate, options.timeout)?)
+            }
+            None => None,
+        };
+        let done = match client.call::<Forked>(&Request::Reset(spec)) {
+            Ok(done) => done,
+            Err(error) => {
+                if running.is_some()
+                    && let Err(error) = start::start(context, client, row, options)
+                {
+                    context.ui.warn(format!("{} was stopped, and does not start again: {error}", row.name));
+                }
+                return Err(error);
+            }
+        };
+        let started = match running {
+            Some(_) => Some(start::start(context, client, &done.row, options)?),
+            None => None,
+        };
+        Ok(Swapped { done, stopped, started })
+    }
+}
+
 /// As `dropdb` does: whoever is connected is not thrown out unasked.
-fn refuse_sessions(row: &ForkRow) -> Result<()> {
-    let force = format!("pgcowfs reset --force {}", row.name);
+pub fn refuse_sessions(row: &ForkRow, force: &str) -> Result<()> {
     let sessions = connect::sessions(&address(row, &user(row)?)).map_err(|error| {
         // It may have ended meanwhile.
         error
@@ -121,7 +164,7 @@ fn refuse_sessions(row: &ForkRow) -> Result<()> {
     if number > NAMED_MAX {
         error = error.cause(format!("and {} more", number - NAMED_MAX));
     }
-    Err(error.hint(format!("end them, or let reset disconnect them: {force}")))
+    Err(error.hint(format!("end them, or have them disconnected: {force}")))
 }
 
 /// The parent, if what the fork becomes is to be masked before it is seen.

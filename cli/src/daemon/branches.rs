@@ -171,7 +171,8 @@ impl Daemon {
                     settings: own.settings,
                     protection: None,
                     upkeep: own.upkeep,
-                    origin: own.origin,
+                    origin: spec.origin.clone().unwrap_or(own.origin),
+                    masks: if made.masks.is_empty() { own.masks } else { made.masks },
                     mask_forks: own.mask_forks,
                     ..made
                 };

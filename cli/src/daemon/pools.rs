@@ -240,6 +240,7 @@ impl Daemon {
             expiry: None,
             incomplete: false,
             as_is: false,
+            aside: false,
             masks: Vec::new(),
         })?;
         let ui = Ui::new(false, true);

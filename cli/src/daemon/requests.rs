@@ -448,7 +448,7 @@ impl Daemon {
             sockets::remove(&self.paths, &spec.fork);
             return Err(error);
         }
-        let making = Making { meta: meta.clone(), ephemeral: false, leased: false };
+        let making = Making { meta: meta.clone(), ephemeral: false, leased: false, aside: false };
         self.incomplete.lock().insert(spec.fork.clone(), making);
         Ok(Created { pgdata: self.mountpoint.join(&spec.fork), meta })
     }
@@ -469,7 +469,14 @@ impl Daemon {
 
     fn publish(&self, fork: &str) -> Result<ForkRow> {
         let _changes = self.changes.lock();
-        let ephemeral = self.incomplete.lock().get(fork).is_some_and(|making| making.ephemeral);
+        let making = |what: fn(&Making) -> bool| self.incomplete.lock().get(fork).is_some_and(what);
+        if making(|making| making.aside) {
+            return Err(Error::new(
+                Kind::State,
+                format!("fork {fork:?} was made to take its parent's place"),
+            ));
+        }
+        let ephemeral = making(|making| making.ephemeral);
         match ephemeral {
             true => self.store.publish_ephemeral(fork)?,
             false => self.store.publish(fork)?,
@@ -498,7 +505,8 @@ impl Daemon {
         let result = self.fork_as(spec, &meta);
         match &result {
             Ok(_) if spec.incomplete => {
-                let making = Making { meta, ephemeral: spec.ephemeral, leased: spec.leased };
+                let making =
+                    Making { meta, ephemeral: spec.ephemeral, leased: spec.leased, aside: spec.aside };
                 self.incomplete.lock().insert(spec.child.clone(), making);
             }
             Ok(_) => {}
@@ -567,7 +575,7 @@ impl Daemon {
 /// Forks of one whose forks are masked are, and are not seen before.
 fn check_masks(spec: &ForkSpec, parent: &ForkMeta) -> Result<()> {
     let name = &spec.parent;
-    let forced = spec.masks.starts_with(&parent.mask_forks);
+    let forced = spec.aside || spec.masks.starts_with(&parent.mask_forks);
     match forced && (spec.incomplete || spec.masks.is_empty()) {
         true => Ok(()),
         false => Err(Error::new(Kind::State, format!("the forks of {name:?} are masked when they are made"))

@@ -25,6 +25,7 @@ use super::cluster::{Cluster, Control, changed};
 use super::conf::Settings;
 use super::links::{Fate, Links, Only};
 use super::tree::DirTree;
+use super::update;
 use crate::error::{Context, Error, Kind, Result};
 use crate::ui::Ui;
 
@@ -69,6 +70,29 @@ pub fn copy(cluster: &Cluster, pgdata: &Path, ui: &Ui) -> Result<Vec<String>> {
     plan.check_unchanged()?;
     check_same(cluster)?;
     Ok(plan.left_out())
+}
+
+/// Makes the data directory `pgdata` what `cluster` is, writing only pages that differ.
+/// Returns what was left out, and how many bytes were written.
+pub fn copy_over(cluster: &Cluster, pgdata: &Path, ui: &Ui) -> Result<(Vec<String>, u64)> {
+    let mut plan = Plan::new(cluster)?;
+    let top = Place::itself(&cluster.dir).at("read", &cluster.dir)?;
+    plan.walk(&top, &cluster.dir, Path::new(""), Only::All)?;
+    let files = plan.files.iter().map(|file| file.to.as_path()).collect();
+    update::shape(pgdata, &update::Wanted { dirs: &plan.dirs, links: &plan.kept, files: &files })?;
+    let mut progress = ui.progress(&format!("comparing with {}", cluster.dir.display()), plan.bytes);
+    let mut written = 0;
+    for file in &plan.files {
+        let tell = &mut |bytes| {
+            progress.add(bytes);
+            Ok(())
+        };
+        written += update::file(&file.from, &file.meta, &pgdata.join(&file.to), tell)?;
+    }
+    progress.finish();
+    plan.check_unchanged()?;
+    check_same(cluster)?;
+    Ok((plan.left_out(), written))
 }
 
 /// Copies the fork `cluster`, which nobody writes to, into the empty directory `dir`,

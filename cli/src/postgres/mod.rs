@@ -4,6 +4,7 @@
 pub mod adopt;
 pub mod base_backup;
 pub mod binaries;
+pub mod bring;
 pub mod cluster;
 pub mod conf;
 pub mod connect;
@@ -30,5 +31,6 @@ pub mod standalone;
 pub mod tools;
 pub mod timeline;
 pub mod tree;
+pub mod update;
 pub mod url;
 pub mod user;

@@ -3,13 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Brought, Facts, Making, Source};
+use super::{Facts, Making, Source};
 use crate::args::Create;
 use crate::config::StoreConfig;
 use crate::error::{Error, Kind, Result};
 use crate::meta::Origin;
+use crate::postgres::bring::{self, Brought, Way};
 use crate::postgres::cluster::Cluster;
-use crate::postgres::tree::DirTree;
 use crate::postgres::user::{self, OsUser};
 use crate::postgres::{adopt, binaries, import};
 
@@ -36,29 +36,6 @@ impl Existing {
         })?;
         Ok(Existing { user, cluster, conf, in_place })
     }
-
-    fn bring(&self, making: &Making) -> Result<Brought> {
-        let Existing { cluster, conf, .. } = self;
-        let pgdata = making.pgdata;
-        let mut brought = Brought {
-            warnings: match self.in_place {
-                true => import::bring_outside_in(cluster, pgdata, making.ui)?,
-                false => import::copy(cluster, pgdata, making.ui)?,
-            },
-            ..Brought::default()
-        };
-        import::link_tablespaces(pgdata, cluster.major)?;
-        adopt::adopt(cluster, conf, &DirTree(pgdata.into()))?;
-        if let Some(warning) = import::check_ssl(pgdata)? {
-            brought.settings.push(("ssl".into(), "off".into()));
-            brought.warnings.push(warning);
-        }
-        if !cluster.control.clean {
-            let warning = "the source was not shut down cleanly; the first start recovers it";
-            brought.warnings.push(warning.into());
-        }
-        Ok(brought)
-    }
 }
 
 impl Source for Existing {
@@ -81,7 +58,9 @@ impl Source for Existing {
     }
 
     fn fill(&self, making: &Making) -> Result<Brought> {
-        self.user.run(|| self.bring(making)).map_err(|error| self.explain(error))
+        let way = if self.in_place { Way::InPlace } else { Way::Copy };
+        let bring = || bring::bring(&self.cluster, &self.conf, making.pgdata, making.ui, way);
+        self.user.run(bring).map_err(|error| self.explain(error))
     }
 
     fn settle(&self, _making: &Making) -> Result<Vec<String>> {
