@@ -205,6 +205,7 @@ fn what_cannot_be_refreshed() {
     refuses(&store, &["refresh", "child"], 5, &["reset child --to parent"]);
     refuses(&store, &["refresh", "based"], 5, &["in place", "--from"]);
     refuses(&store, &["refresh", "copied", "--from", "/none"], 3, &["/none"]);
+    refuses(&store, &["refresh", "copied", "--max-rate", "1MB"], 2, &["--max-rate"]);
     let empty = store.scratch().subdir_of("empty", owner()).display().to_string();
     refuses(&store, &["refresh", "copied", "--from", &empty], 7, &["not a PostgreSQL data directory"]);
     source.start();
@@ -228,4 +229,46 @@ fn what_cannot_be_refreshed() {
     store.ok(["refresh", "based", "--from", &newer]);
     store.start("based");
     store.stop("based");
+}
+
+/// From the running server that it was copied from.
+#[test]
+fn a_server_is_copied_again() {
+    let Some(_turn) = turn_on_a_mount() else {
+        return;
+    };
+    let store = Store::new();
+    let source = Plain::create(store.scratch(), "source", QUIET);
+    let at = source.start();
+    sql(
+        &at,
+        "CREATE TABLE t AS SELECT n, 'tell-tale-' || n AS s FROM generate_series(1, 50000) n; VACUUM; CHECKPOINT",
+    );
+    let url = format!("host={} port={} user=postgres dbname=postgres", at.host.display(), at.port);
+    let mask = store.scratch().join("mask.sql");
+    std::fs::write(&mask, "UPDATE t SET s = 'masked' WHERE n <= 100").expect("write");
+    store.ok(["create", "prod", "--from-server", &url]);
+    store.ok(["create", "dev", "--from-server", &url, "--mask", &mask.display().to_string()]);
+    store.ok(["snapshot", "prod", "old"]);
+    sql(&at, "UPDATE t SET s = 'newer' WHERE n > 49990; CHECKPOINT");
+    let done = store.json(["refresh", "prod", "--max-rate", "500MB"]);
+    assert_eq!(text(&done, "refreshed_from"), url);
+    let (changed, _, same) = differing(&store, "prod@old", "prod");
+    // A page or two of the table, the server's catalogs as they are changed by all that connect.
+    assert!(changed > 0 && changed < 50 && same == 0, "{changed} changed, {same} written without need");
+    store.start("prod");
+    assert_eq!(psql(&store, "prod", "SELECT count(*) FROM t WHERE s = 'newer'").trim(), "10");
+    store.stop("prod");
+    store.ok(["refresh", "dev"]);
+    store.start("dev");
+    assert_eq!(psql(&store, "dev", "SELECT count(*) FROM t WHERE s IN ('masked', 'newer')").trim(), "110");
+    store.stop("dev");
+    assert_eq!(store.names(), ["dev", "prod"]);
+    // Nothing is left on the server.
+    let left =
+        "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_stat_replication)";
+    assert_eq!(Postgres::get().psql(&at, "postgres", left).expect_ok().trim(), "0");
+    source.stop("fast");
+    refuses(&store, &["refresh", "prod"], 9, &["hint"]);
+    assert_eq!(store.names(), ["dev", "prod"]);
 }

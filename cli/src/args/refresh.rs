@@ -4,17 +4,18 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::StartOptions;
+use super::source::rate;
+use super::{ServerCheckpoint, StartOptions};
 
 /// `refresh`
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  pgcowfs refresh prod                          from the directory that it was copied from
+  pgcowfs refresh prod                          from the directory, or the server, that it was copied from
   pgcowfs refresh prod --from /srv/backup/prod
   pgcowfs refresh prod --force                  whoever is connected
 
-The root becomes what the stopped cluster is now; only pages that differ take new space, and forks that were made before keep \
+The root becomes what the stopped cluster, or the running server, is now; only pages that differ take new space, and forks that were made before keep \
 all they have. Name, port, sockets, URL, settings, snapshots and masks stay. What the root has become by itself is thrown away. Its \
 server runs on until the new state is ready, masked if the root is, and is then stopped and started, as `reset` does it. If anything \
 fails, the root is as it was.")]
@@ -27,6 +28,12 @@ pub struct Refresh {
     /// Where that cluster's postgresql.conf is, if not in its data directory [default: found as Debian lays it out]
     #[arg(long, value_name = "DIR")]
     pub config_dir: Option<PathBuf>,
+    /// From a running server: read at most so much a second, from 32kB to 1GB
+    #[arg(long, value_name = "SIZE", value_parser = rate)]
+    pub max_rate: Option<u64>,
+    /// From a running server: the checkpoint that it begins with, at once or spread over some minutes
+    #[arg(long, value_name = "HOW", default_value = "fast")]
+    pub checkpoint: ServerCheckpoint,
     /// Disconnect whoever is connected
     #[arg(long, short)]
     pub force: bool,

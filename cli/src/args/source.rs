@@ -65,7 +65,7 @@ pub fn slot_of(fork: &str) -> String {
 }
 
 /// What pg_basebackup knows as a rate.
-fn rate(text: &str) -> Result<u64, String> {
+pub fn rate(text: &str) -> Result<u64, String> {
     match size(text)? {
         bytes if (32 << 10..=1 << 30).contains(&bytes) => Ok(bytes),
         _ => Err("a rate from 32kB to 1GB (a second) is needed".into()),

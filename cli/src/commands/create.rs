@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use self::existing::Existing;
 use self::fresh::Fresh;
 use self::from_dump::FromDump;
-use self::running::Server;
+use self::running::{For, Server};
 use super::{Context, mask, ms, start, state};
 use crate::args::{ChoiceOptions, Create, MaskOptions, Restore, RunningServer};
 use crate::client::Client;
@@ -90,7 +90,13 @@ fn find_source(context: &Context, args: &Create, config: &StoreConfig) -> Result
     }
     from_dump::refuse_options(args)?;
     if let Some(url) = args.running.url() {
-        return Ok(Box::new(Server::find(url, args, config)?));
+        let for_fork = For {
+            name: &args.name,
+            running: &args.running,
+            run_as: args.run_as.as_deref(),
+            pg_bin: args.binaries.pg_bin.as_deref(),
+        };
+        return Ok(Box::new(Server::find(url, &for_fork, config)?));
     }
     Ok(match (&args.from, &args.base) {
         (Some(dir), _) => Box::new(Existing::find(dir, false, args, config)?),
@@ -143,6 +149,38 @@ pub fn run(context: &Context, args: &Create) -> Result<()> {
     }
     let create_ms = ms(began.elapsed());
     context.ui.print(&CreateReport { fork: context.report(&row), warnings, masked, create_ms })
+}
+
+/// Copies a running server anew, for a root that was copied from it: into an incomplete
+/// fork of that name, which whoever asks removes. Returns its data directory.
+pub fn copy_server(
+    context: &Context,
+    client: &mut Client,
+    root: &ForkRow,
+    url: &str,
+    name: &str,
+    running: &RunningServer,
+) -> Result<(PathBuf, Brought)> {
+    let config = StoreConfig::load(&context.paths)?;
+    let pg_bin = root.meta.pg_bin.as_deref();
+    let for_fork = For { name, running, run_as: Some(&root.meta.run_as), pg_bin };
+    let source = Server::find(url, &for_fork, &config)?;
+    let facts = source.facts();
+    if facts.pg_version != root.meta.pg_version {
+        return Err(Error::new(
+            Kind::BadInput,
+            format!("the server at {url} is PostgreSQL {}", facts.pg_version),
+        )
+        .cause(format!("fork {:?} is of PostgreSQL {}", root.name, root.meta.pg_version))
+        .hint("bring it in under another name: pgcowfs create NAME --from-server URL"));
+    }
+    let meta =
+        ForkMeta { origin: facts.origin, masks: Vec::new(), mask_forks: Vec::new(), ..root.meta.clone() };
+    let spec = CreateSpec { fork: name.to_string(), meta, port: None, quota: None };
+    let created: Created = client.call(&Request::Create(Box::new(spec)))?;
+    let making = Making { ui: context.ui, pgdata: &created.pgdata, meta: &created.meta };
+    let brought = source.fill(&making)?;
+    Ok((created.pgdata, brought))
 }
 
 /// What masks the fork, and what each fork of it.

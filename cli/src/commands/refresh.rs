@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use super::fork::{self, Wanted};
 use super::reset::{self, Swap};
-use super::{Context, mask, ms, state, user};
-use crate::args::{Place, Refresh};
+use super::{Context, create, mask, ms, state, user};
+use crate::args::{Place, Refresh, RunningServer, ServerCheckpoint};
 use crate::client::Client;
 use crate::error::{Error, Kind, Result};
 use crate::meta::{ForkMeta, Origin};
@@ -30,13 +30,8 @@ pub fn run(context: &Context, args: &Refresh) -> Result<()> {
     let row = client.info(&args.fork)?;
     let from = source(&row, args.from.as_deref())?;
     let owner = user(&row)?;
-    let (cluster, conf) = find(&row, &owner, &from, args.config_dir.as_deref())?;
-    let aside = format!("refresh-{}", std::process::id());
-    let spec = ResetSpec {
-        fork: row.name.clone(),
-        to: ResetTarget::Made(aside.clone()),
-        origin: Some(Origin::Copy(cluster.dir.clone())),
-    };
+    let (aside, staged) = names();
+    let mut spec = ResetSpec { fork: row.name.clone(), to: ResetTarget::Made(aside.clone()), origin: None };
     // Whatever stands in its way is found before anything is read.
     client.call::<()>(&Request::CheckReset(spec.clone()))?;
     if let Some(base) = &row.base {
@@ -46,7 +41,23 @@ pub fn run(context: &Context, args: &Refresh) -> Result<()> {
     if !args.force && state(&row).pid().is_some() {
         reset::refuse_sessions(&row, &again)?;
     }
-    let (brought, masked) = make(context, &mut client, &row, &owner, &cluster, &conf, aside.clone())?;
+    let new = match &from {
+        From::Directory(_) if args.max_rate.is_some() || args.checkpoint != ServerCheckpoint::Fast => {
+            return Err(Error::new(Kind::Usage, "--max-rate and --checkpoint go with a running server")
+                .hint("leave them away"));
+        }
+        From::Directory(dir) => {
+            let (cluster, conf) = find(&row, &owner, dir, args.config_dir.as_deref())?;
+            spec.origin = Some(Origin::Copy(cluster.dir.clone()));
+            New { cluster, conf, staged: None, brought: Brought::default() }
+        }
+        From::Server(url) => copy_server(context, &mut client, &row, &owner, url, &staged, args)?,
+    };
+    let refreshed_from = match from {
+        From::Directory(_) => new.cluster.dir.display().to_string(),
+        From::Server(url) => url,
+    };
+    let (brought, masked) = make(context, &mut client, &row, &owner, new, aside.clone())?;
     let swap =
         Swap { row: &row, spec, options: &args.options, unless_connected: (!args.force).then_some(&again) };
     let swapped = swap.run(context, &mut client)?;
@@ -58,7 +69,7 @@ pub fn run(context: &Context, args: &Refresh) -> Result<()> {
     warnings.iter().for_each(|warning| context.ui.warn(warning));
     context.ui.print(&RefreshReport {
         fork: context.report(&client.info(&row.name)?),
-        refreshed_from: cluster.dir,
+        refreshed_from,
         written_bytes: brought.written,
         masked,
         refresh_ms: ms(began.elapsed()),
@@ -69,7 +80,56 @@ pub fn run(context: &Context, args: &Refresh) -> Result<()> {
 }
 
 /// Where its new state is.
-fn source(row: &ForkRow, from: Option<&Path>) -> Result<PathBuf> {
+enum From {
+    Directory(PathBuf),
+    Server(String),
+}
+
+/// The new state.
+struct New {
+    cluster: Cluster,
+    /// Its postgresql.conf.
+    conf: PathBuf,
+    /// The incomplete fork that it is in, if that is to be removed.
+    staged: Option<String>,
+    /// What is known about it already.
+    brought: Brought,
+}
+
+/// The names of what is made aside, and of a server's copy: nobody sees them.
+fn names() -> (String, String) {
+    let number = std::process::id();
+    (format!("refresh-{number}"), format!("refresh-{number}-source"))
+}
+
+/// Copies the server that the root was copied from.
+fn copy_server(
+    context: &Context,
+    client: &mut Client,
+    row: &ForkRow,
+    owner: &OsUser,
+    url: &str,
+    staged: &str,
+    args: &Refresh,
+) -> Result<New> {
+    if args.config_dir.is_some() {
+        return Err(Error::new(Kind::Usage, "--config-dir goes with a directory")
+            .hint("leave it away: a server's configuration comes with it"));
+    }
+    let running = RunningServer {
+        from_server: Some(url.to_string()),
+        follow: None,
+        slot: None,
+        no_slot: false,
+        max_rate: args.max_rate,
+        checkpoint: args.checkpoint,
+    };
+    let (dir, brought) = create::copy_server(context, client, row, url, staged, &running)?;
+    let (cluster, conf) = find(row, owner, &dir, None)?;
+    Ok(New { cluster, conf, staged: Some(staged.to_string()), brought })
+}
+
+fn source(row: &ForkRow, from: Option<&Path>) -> Result<From> {
     let name = &row.name;
     let refused = |why: &str, hint: String| {
         Err(Error::new(Kind::State, format!("fork {name:?} cannot be refreshed")).cause(why).hint(hint))
@@ -94,12 +154,9 @@ fn source(row: &ForkRow, from: Option<&Path>) -> Result<PathBuf> {
             "it was a fork of another one",
             "bring a cluster in under another name: pgcowfs create NAME --from DIR".into(),
         ),
-        (Some(dir), _) => Ok(dir.to_path_buf()),
-        (None, Origin::Copy(dir)) => Ok(dir.clone()),
-        (None, Origin::Server(url)) => refused(
-            &format!("it was copied from a running server, {url}"),
-            format!("give the directory of a stopped copy of it: pgcowfs refresh {name} --from DIR"),
-        ),
+        (Some(dir), _) => Ok(From::Directory(dir.to_path_buf())),
+        (None, Origin::Copy(dir)) => Ok(From::Directory(dir.clone())),
+        (None, Origin::Server(url)) => Ok(From::Server(url.clone())),
         (None, Origin::Base(dir)) => refused(
             &format!("it uses {} in place, which must stay as it is", dir.display()),
             format!("give the newer cluster's directory: pgcowfs refresh {name} --from DIR"),
@@ -132,10 +189,10 @@ fn make(
     client: &mut Client,
     row: &ForkRow,
     owner: &OsUser,
-    cluster: &Cluster,
-    conf: &Path,
+    new: New,
     name: String,
 ) -> Result<(Brought, Option<MaskedReport>)> {
+    let New { cluster, conf, staged, brought: known } = new;
     let place = Place { fork: row.name.clone(), label: None };
     let wanted = Wanted {
         incomplete: true,
@@ -146,8 +203,8 @@ fn make(
     };
     let mut aside = fork::fork(context, client, wanted)?.forked.row;
     let brought = owner.run(|| {
-        let brought = bring::bring(cluster, conf, &aside.pgdata, context.ui, Way::Over)?;
-        let settings = [brought.settings.as_slice(), &row.meta.settings].concat();
+        let brought = bring::bring(&cluster, &conf, &aside.pgdata, context.ui, Way::Over)?;
+        let settings = [known.settings.as_slice(), brought.settings.as_slice(), &row.meta.settings].concat();
         let identity = Identity {
             fork: &aside.name,
             pgdata: &aside.pgdata,
@@ -162,10 +219,14 @@ fn make(
             source: None,
         };
         let warnings = identity::apply(&DirTree(aside.pgdata.clone()), &identity)?;
-        import::check_same(cluster)?;
-        Ok(Brought { warnings: [brought.warnings, warnings].concat(), ..brought })
+        import::check_same(&cluster)?;
+        Ok(Brought { warnings: [known.warnings, brought.warnings, warnings].concat(), ..brought })
     });
     let made = brought.and_then(|brought| {
+        // Its room is for the masks.
+        if let Some(fork) = staged {
+            client.call::<()>(&Request::Remove { fork })?;
+        }
         if row.meta.masks.is_empty() {
             return Ok((brought, None));
         }

@@ -145,36 +145,31 @@ impl Daemon {
                     protection: None,
                     upkeep: own.upkeep,
                     origin: Origin::Fork,
+                    masks: own.masks,
+                    mask_forks: own.mask_forks,
                     ..parent.meta
                 };
-                if (meta.uid, meta.gid) != (own.uid, own.gid) {
-                    return Err(Error::new(
-                        Kind::State,
-                        format!(
-                            "{:?} runs as {}, and fork {fork:?} as {}",
-                            parent.name, meta.run_as, own.run_as
-                        ),
-                    )
-                    .hint(format!("fork it anew: pgcowfs rm {fork}; pgcowfs fork {} {fork}", parent.name)));
-                }
+                check_user(&row, &parent.name, &meta)?;
                 return Ok((row, meta));
             }
             ResetTarget::Made(made) => {
-                let made = self.incomplete.lock().get(made).map(|making| making.meta.clone());
+                let known = self.incomplete.lock().get(made).map(|making| making.meta.clone());
                 // It is asked for before that is made, too.
-                let made = made.unwrap_or_else(|| own.clone());
+                let known = known.unwrap_or_else(|| own.clone());
+                check_user(&row, row.parent.as_deref().unwrap_or(fork), &known)?;
                 let meta = ForkMeta {
                     port: own.port,
                     socket_dir: own.socket_dir,
                     listen: own.listen,
                     keep_identity: own.keep_identity,
+                    new_timeline: own.new_timeline,
                     settings: own.settings,
                     protection: None,
                     upkeep: own.upkeep,
                     origin: spec.origin.clone().unwrap_or(own.origin),
-                    masks: if made.masks.is_empty() { own.masks } else { made.masks },
+                    masks: if known.masks.is_empty() { own.masks } else { known.masks },
                     mask_forks: own.mask_forks,
-                    ..made
+                    ..known
                 };
                 return Ok((row, meta));
             }
@@ -324,6 +319,17 @@ pub(super) fn refuse_ephemeral(row: &ForkRow, why: &str) -> Result<()> {
             .cause(format!("it ends with the daemon, so {why}"))
             .hint(format!("keep what it is now in a fork that lasts: pgcowfs fork {name} NEW"))),
     }
+}
+
+/// Refuses to make a fork what belongs to another user.
+fn check_user(row: &ForkRow, source: &str, meta: &ForkMeta) -> Result<()> {
+    let (fork, own) = (&row.name, &row.meta);
+    if (meta.uid, meta.gid) == (own.uid, own.gid) {
+        return Ok(());
+    }
+    let who = format!("{source:?} runs as {}, and fork {fork:?} as {}", meta.run_as, own.run_as);
+    Err(Error::new(Kind::State, who)
+        .hint(format!("fork it anew: pgcowfs rm {fork}; pgcowfs fork {source} {fork}")))
 }
 
 fn snapshot_row(info: SnapshotInfo) -> Result<SnapshotRow> {

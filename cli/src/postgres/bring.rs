@@ -50,7 +50,8 @@ pub fn bring(cluster: &Cluster, conf: &Path, pgdata: &Path, ui: &Ui, way: Way) -
         brought.settings.push(("ssl".into(), "off".into()));
         brought.warnings.push(warning);
     }
-    if !cluster.control.clean {
+    // A base backup never is.
+    if !cluster.control.clean && !pgdata.join("backup_label").exists() {
         let warning = "the source was not shut down cleanly; the first start recovers it";
         brought.warnings.push(warning.into());
     }

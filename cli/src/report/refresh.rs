@@ -1,7 +1,5 @@
 //! What `refresh` reports.
 
-use std::path::PathBuf;
-
 use serde::Serialize;
 
 use super::{ForkReport, MaskedReport, Report, connections};
@@ -13,8 +11,8 @@ pub struct RefreshReport {
     /// The fork.
     #[serde(flatten)]
     pub fork: ForkReport,
-    /// What it was brought in from.
-    pub refreshed_from: PathBuf,
+    /// What it was brought in from: a directory, or a server's connection string.
+    pub refreshed_from: String,
     /// Bytes that differed, and were written.
     pub written_bytes: u64,
     /// What was masked; null if nothing was to be.
@@ -34,7 +32,7 @@ impl Report for RefreshReport {
         let name = &self.fork.name;
         let mut out = format!(
             "refreshed {name} from {} in {}: {} differed\n",
-            self.refreshed_from.display(),
+            self.refreshed_from,
             ms_text(self.refresh_ms),
             bytes_text(self.written_bytes)
         );

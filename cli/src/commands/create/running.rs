@@ -1,10 +1,12 @@
 //! A running server's cluster, by a base backup (`--from-server`), which may go on to
 //! follow the server (`--follow`).
 
+use std::path::Path;
+
 use parking_lot::Mutex;
 
 use super::{Brought, Facts, Making, Source};
-use crate::args::{Create, ServerCheckpoint, slot_of};
+use crate::args::{RunningServer, ServerCheckpoint, slot_of};
 use crate::config::StoreConfig;
 use crate::error::{Error, Kind, Result};
 use crate::meta::{Follow, Origin};
@@ -17,6 +19,19 @@ use crate::postgres::remote::Remote;
 use crate::postgres::tree::DirTree;
 use crate::postgres::user::{self, OsUser};
 use crate::postgres::{import, standalone};
+
+/// What it is copied for.
+#[derive(Clone, Copy)]
+pub struct For<'a> {
+    /// The fork.
+    pub name: &'a str,
+    /// How.
+    pub running: &'a RunningServer,
+    /// The user that the fork's server runs as, if one is chosen.
+    pub run_as: Option<&'a str>,
+    /// The directory of the programs, if one is chosen.
+    pub pg_bin: Option<&'a Path>,
+}
 
 /// The server.
 pub struct Server {
@@ -38,19 +53,20 @@ struct Standby {
 
 impl Server {
     /// Asks the server, and refuses one that cannot be copied.
-    pub fn find(url: &str, args: &Create, config: &StoreConfig) -> Result<Server> {
-        let user = user::choose(args.run_as.as_deref().or(config.run_as.as_deref()))?;
+    pub fn find(url: &str, for_fork: &For, config: &StoreConfig) -> Result<Server> {
+        let For { name, running, run_as, pg_bin } = *for_fork;
+        let user = user::choose(run_as.or(config.run_as.as_deref()))?;
         let remote = Remote::new(url, &user)?;
         let primary = Primary::ask(&remote)?;
-        let binaries = binaries::find(args.binaries.pg_bin.as_deref(), Some(primary.major))?;
+        let binaries = binaries::find(pg_bin, Some(primary.major))?;
         let program = binaries.program("pg_basebackup");
         if !program.is_file() {
             return Err(Error::new(Kind::Environment, format!("there is no {}", program.display()))
                 .cause(format!("the server is PostgreSQL {}, and is copied with its own version", primary.major))
                 .hint("install PostgreSQL's client programs of that version, or choose others with --pg-bin DIR"));
         }
-        let standby = match args.running.follow {
-            Some(_) => Some(Standby::find(&remote, args)?),
+        let standby = match running.follow {
+            Some(_) => Some(Standby::find(&remote, name, running)?),
             None => None,
         };
         Ok(Server {
@@ -58,8 +74,8 @@ impl Server {
             remote,
             primary,
             binaries,
-            max_rate: args.running.max_rate,
-            spread_checkpoint: args.running.checkpoint == ServerCheckpoint::Spread,
+            max_rate: running.max_rate,
+            spread_checkpoint: running.checkpoint == ServerCheckpoint::Spread,
         })
     }
 
@@ -97,9 +113,9 @@ impl Server {
 }
 
 impl Standby {
-    fn find(remote: &Remote, args: &Create) -> Result<Standby> {
-        let named = || args.running.slot.clone().unwrap_or_else(|| slot_of(&args.name));
-        let slot = (!args.running.no_slot).then(named);
+    fn find(remote: &Remote, name: &str, running: &RunningServer) -> Result<Standby> {
+        let named = || running.slot.clone().unwrap_or_else(|| slot_of(name));
+        let slot = (!running.no_slot).then(named);
         if let Some(slot) = &slot
             && Keeping::is_taken(remote, slot)?
         {
@@ -110,7 +126,7 @@ impl Standby {
                      pg_drop_replication_slot('{slot}')\""
                 )));
         }
-        Ok(Standby { name: args.name.clone(), slot, keeping: Mutex::new(None) })
+        Ok(Standby { name: name.to_string(), slot, keeping: Mutex::new(None) })
     }
 
     fn application_name(&self) -> String {
