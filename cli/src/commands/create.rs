@@ -178,7 +178,8 @@ pub fn copy_server(
         ForkMeta { origin: facts.origin, masks: Vec::new(), mask_forks: Vec::new(), ..root.meta.clone() };
     let spec = CreateSpec { fork: name.to_string(), meta, port: None, quota: None };
     let created: Created = client.call(&Request::Create(Box::new(spec)))?;
-    let making = Making { ui: context.ui, pgdata: &created.pgdata, meta: &created.meta };
+    let making =
+        Making { name, ui: context.ui, paths: &context.paths, pgdata: &created.pgdata, meta: &created.meta };
     let brought = source.fill(&making)?;
     Ok((created.pgdata, brought))
 }
