@@ -295,7 +295,7 @@ pub fn explain(url: &str, said: &str) -> Error {
             "check role and password; a password comes from ~/.pgpass, or from PGPASSFILE or PGPASSWORD in the \
              environment"
         }
-        () if has("exceeds max_wal_senders (currently 0)") || has("requires wal_level") => {
+        () if (has("max_wal_senders") && has("(currently 0)")) || has("requires wal_level") => {
             "the server does not allow replication: set wal_level=replica and max_wal_senders=10 there, and \
              restart it"
         }
@@ -353,6 +353,10 @@ mod tests {
             ("FATAL:  no pg_hba.conf entry for host \"1\"", "host DATABASE"),
             ("FATAL:  password authentication failed for user \"x\"", "PGPASSFILE"),
             ("number of requested standby connections exceeds max_wal_senders (currently 0)", "wal_level"),
+            (
+                "number of requested standby connections exceeds \"max_wal_senders\" (currently 0)",
+                "wal_level",
+            ),
             ("number of requested standby connections exceeds max_wal_senders (currently 2)", "are taken"),
             ("ERROR:  all replication slots are in use", "max_replication_slots"),
             ("connection refused", "can be reached"),
