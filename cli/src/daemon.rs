@@ -6,7 +6,7 @@ mod addresses;
 mod branches;
 pub mod clients;
 mod compare;
-mod dumps;
+pub mod dumps;
 mod keeper;
 mod leases;
 pub mod logger;
@@ -193,7 +193,10 @@ fn begin_on_store(
     own_dir(&paths.logs(), passage_mode())?;
     let mountpoint = mountpoint.canonicalize().at("resolve", &mountpoint)?;
     addresses::sweep(paths, store);
-    staging::sweep(&paths.incoming())?;
+    // It only takes space.
+    if let Err(error) = staging::sweep(&paths.incoming()) {
+        log::warn!("what was got from servers and not loaded is still there: {error}");
+    }
     addresses::refresh(paths, store, &mountpoint);
     let mount = Mount::start(store.clone(), &mountpoint, &MountOptions::default())
         .map_err(|e| Error::from(e).within(format!("cannot mount at {}", mountpoint.display())))?;
@@ -397,7 +400,7 @@ impl Daemon {
                 Event::Signal(signal) => {
                     log::info!("signal {signal}: stopping");
                     self.pools.pause();
-                    self.dumps.end();
+                    self.end_dumps();
                     self.stop_servers();
                     return self.end(true);
                 }
@@ -425,7 +428,7 @@ impl Daemon {
     /// What a client asked for: refused while servers run.
     fn shutdown(&self, force: bool) -> Result<()> {
         self.end_pools();
-        self.dumps.end();
+        self.end_dumps();
         let ended = self.shutdown_without_pools(force);
         if ended.is_err() {
             self.pools.resume();

@@ -60,7 +60,8 @@ fn fill(store: &Store, fork: &str) {
     sql(store, fork, ODD, tables);
     let extensions = "SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_trgm'";
     if Sql::connect(&store.endpoint(fork), ODD).expect("connect").number(extensions).expect("ask") == 1 {
-        sql(store, fork, ODD, "CREATE EXTENSION pg_trgm; CREATE INDEX ON s.t USING gin (v gin_trgm_ops)");
+        let words = "CREATE EXTENSION pg_trgm; CREATE TABLE words AS SELECT 'word' AS v; CREATE INDEX ON words USING gin (v gin_trgm_ops)";
+        sql(store, fork, ODD, words);
     }
 }
 
@@ -104,7 +105,7 @@ pub fn content(store: &Store, fork: &str) -> Vec<String> {
         for query in [
             "SELECT oid, md5(lo_get(oid)) FROM pg_largeobject_metadata ORDER BY 1",
             "SELECT extname FROM pg_extension ORDER BY 1",
-            "SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1::text",
+            "SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
         ] {
             let rows = at.rows(query).unwrap_or_else(|e| panic!("{e}: {query}"));
             found.extend(rows.into_iter().map(|row| format!("{database}: {}", row.join(" "))));
@@ -256,8 +257,9 @@ fn a_dump_under_load() {
     let place = store.scratch().subdir_of("out", None);
     let out = place.join("d");
     let out = out.to_str().expect("UTF-8");
+    let history = "SELECT count(*) FROM pgbench_history";
+    wait_until("some transactions", || psql(&store, "main", history).len() > 2);
     for round in 0..2 {
-        let history = "SELECT count(*) FROM pgbench_history";
         let before: u64 = psql(&store, "main", history).parse().expect("a number");
         store.ok(["dump", "main", "-o", out, "--nice", "0", "--force"]);
         let after: u64 = psql(&store, "main", history).parse().expect("a number");

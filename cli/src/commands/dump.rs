@@ -18,6 +18,7 @@ use super::fork::{self, Wanted};
 use super::{Context, address, ms, start, user};
 use crate::args::{CheckpointMode, CheckpointOptions, Dump, DumpsArgs};
 use crate::client::Client;
+use crate::daemon::dumps::dump_fork;
 use crate::dumps::make::{self, Making};
 use crate::dumps::manifest::Database;
 use crate::dumps::staging::{self, Staging};
@@ -70,7 +71,7 @@ pub fn run(context: &Context, args: &Dump) -> Result<()> {
     // A checkpoint would be work for the fork's own server.
     let unasked = CheckpointOptions { checkpoint: CheckpointMode::Never, checkpoint_wal: 0, max_lag: None };
     let parent = fork::check_parent(&mut client, &place, &unasked)?;
-    let name = format!("{}-dump-{}", launch::stem(&parent.name), std::process::id());
+    let name = dump_fork(&launch::stem(&parent.name), std::process::id());
     let (listen, ephemeral, leased) = (String::new(), true, true);
     let wanted = Wanted { listen, ephemeral, leased, ..Wanted::of(&place, &parent, name) };
     let forked = fork::fork(context, &mut client, wanted)?.forked;

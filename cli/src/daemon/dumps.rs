@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -64,14 +65,14 @@ impl Dumps {
         self.0.lock().paused = false;
     }
 
-    /// Begins no new one, and ends the one under way.
-    pub fn end(&self) {
+    /// Begins no new one, and ends the one under way: its process, which has gone then.
+    fn end(&self) -> Option<i32> {
         let pid = {
             let mut state = self.0.lock();
             state.paused = true;
             state.running.as_ref().map(|running| running.pid)
         };
-        let Some(pid) = pid else { return };
+        let pid = pid?;
         log::info!("ending a dump under way");
         proc::signal(pid, Signal::SIGTERM);
         if !proc::wait_until(PATIENCE, || self.0.lock().running.is_none()) {
@@ -79,6 +80,7 @@ impl Dumps {
             proc::signal(pid, Signal::SIGKILL);
             proc::wait_until(PATIENCE, || self.0.lock().running.is_none());
         }
+        Some(pid)
     }
 
     /// Has the dump of a fork end, if one is under way.
@@ -95,6 +97,11 @@ impl Dumps {
     }
 }
 
+/// The name of the fork that a process dumps.
+pub fn dump_fork(of: &str, pid: impl Display) -> String {
+    format!("{of}-dump-{pid}")
+}
+
 /// Whether the next dump is due. A clock that was set back is no reason to wait for as
 /// long as it takes to come there again.
 fn is_due(schedule: &DumpSchedule, now: Timestamp) -> bool {
@@ -104,6 +111,16 @@ fn is_due(schedule: &DumpSchedule, now: Timestamp) -> bool {
 }
 
 impl Daemon {
+    /// Ends the dump under way, and its fork with it.
+    pub(super) fn end_dumps(&self) {
+        if let Some(pid) = self.dumps.end() {
+            // It may have left that to the end of its connection.
+            let of_it = dump_fork("", pid);
+            let gone = || !self.store.entries().iter().any(|entry| entry.name.ends_with(&of_it));
+            proc::wait_until(PATIENCE, gone);
+        }
+    }
+
     /// Begins a dump that is due, unless one is under way: one at a time is enough of a
     /// burden.
     pub(super) fn follow_dumps(self: &Arc<Self>, entries: &[ForkEntry]) {
