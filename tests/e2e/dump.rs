@@ -214,7 +214,7 @@ fn parts_of_a_cluster() {
     dump(&["main", "-o", &schema, "--schema-only", "--force"]);
     holds(&place, &["now.dump", "old.dump", "schema", "some"]);
     for (from, name, rows) in
-        [(&file, "now", "1000"), (&old, "old", "20000"), (&some, "some", "20000"), (&schema, "schema", "0")]
+        [(&file, "now", "1000"), (&old, "old", "20000"), (&some, "some", "1000"), (&schema, "schema", "0")]
     {
         let no_owner: &[&str] = if from.ends_with(".dump") { &["--no-owner"] } else { &[] };
         store.ok([&["restore", from.as_str(), name, "--quiet"], no_owner].concat());
