@@ -32,6 +32,8 @@ pub struct Contents {
     pub pg_dump: Option<u32>,
     /// How many tables with data it has.
     pub tables: u64,
+    /// Whether it is read from its beginning to its end only, as tar files are.
+    pub in_order: bool,
 }
 
 /// Reads an archive's table of contents.
@@ -65,6 +67,8 @@ fn listed(text: &str) -> Contents {
                 contents.database = name.to_string();
             } else if let Some(version) = head.strip_prefix("Dumped from database version: ") {
                 contents.server = major(version);
+            } else if head == "Format: TAR" {
+                contents.in_order = true;
             } else if let Some(version) = head.strip_prefix("Dumped by pg_dump version: ") {
                 contents.pg_dump = major(version);
             }
@@ -118,7 +122,9 @@ impl Loading<'_> {
         if schemas.is_empty() {
             command.arg("--create");
         }
-        command.args(["--verbose", "--no-tablespaces"]).arg(format!("--jobs={}", self.jobs));
+        command.args(["--verbose", "--no-tablespaces"]);
+        let jobs = if contents.in_order { 1 } else { self.jobs };
+        command.arg(format!("--jobs={jobs}"));
         if !self.ignore_errors {
             command.arg("--exit-on-error");
         }
@@ -140,9 +146,10 @@ impl Loading<'_> {
             waiting.tell(|| format!("loading {name}: {step}"));
         })?;
         drop(waiting);
-        self.ui.note(format!("loaded {name}"));
         through |= ended.ok;
-        self.judge(&what, &ended, through, warnings)
+        self.judge(&what, &ended, through, warnings)?;
+        self.ui.note(format!("loaded {name}"));
+        Ok(())
     }
 
     /// Whether what went wrong is a failure. One that is not through always is.
@@ -363,9 +370,15 @@ mod tests {
                     ;     Dumped from database version: 15.18 (Debian 15.18-0+deb12u1)\n\
                     ;     Dumped by pg_dump version: 18.6\n;\n;\n; Selected TOC Entries:\n;\n\
                     209; 1259 16389 TABLE public t postgres\n3310; 0 16389 TABLE DATA public t postgres\n";
-        let contents =
-            Contents { database: "my shop".into(), server: Some(15), pg_dump: Some(18), tables: 1 };
+        let contents = Contents {
+            database: "my shop".into(),
+            server: Some(15),
+            pg_dump: Some(18),
+            tables: 1,
+            in_order: false,
+        };
         assert_eq!(listed(text), contents);
+        assert!(listed(";     Format: TAR\n").in_order);
     }
 
     #[test]
