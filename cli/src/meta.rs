@@ -211,7 +211,7 @@ impl ForkMeta {
 }
 
 /// Percent-encodes everything that is not unreserved in RFC 3986.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     escape_except(text.as_bytes(), b"")
 }
 

@@ -92,13 +92,43 @@ fn quote(value: &str) -> String {
     }
 }
 
+/// Whether a text is a URI, and so no path.
+pub fn is_uri(text: &str) -> bool {
+    uri_rest(text).is_some()
+}
+
+/// The database that a URI names.
+pub fn database(uri: &str) -> Option<String> {
+    let (_, path, query) = uri_parts(uri);
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let named = pairs.rev().find(|(name, _)| *name == "dbname").map(|(_, value)| decode(value));
+    named.or_else(|| Some(decode(path.trim_start_matches('/')))).filter(|name| !name.is_empty())
+}
+
+/// The same server's URI with another database.
+pub fn with_database(uri: &str, database: &str) -> String {
+    let (server, _, query) = uri_parts(uri);
+    let others: Vec<&str> = query.split('&').filter(|p| !p.is_empty() && !p.starts_with("dbname=")).collect();
+    let query = if others.is_empty() { String::new() } else { format!("?{}", others.join("&")) };
+    format!("{server}/{}{query}", crate::meta::escape(database))
+}
+
+/// What comes before the path, the path, and the query.
+fn uri_parts(uri: &str) -> (&str, &str, &str) {
+    let authority = uri.find("://").map_or(0, |at| at + 3);
+    let end = uri[authority..].find(['/', '?']).map_or(uri.len(), |at| authority + at);
+    let (server, rest) = uri.split_at(end);
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    (server, path, query)
+}
+
 fn uri_rest(url: &str) -> Option<&str> {
     url.strip_prefix("postgresql://").or_else(|| url.strip_prefix("postgres://"))
 }
 
 fn uri_has_secret(rest: &str) -> bool {
-    let authority = rest.split('/').next().unwrap_or_default();
-    let in_user = authority.split_once('@').is_some_and(|(user, _)| user.contains(':'));
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let in_user = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
     let query = rest.split_once('?').map_or("", |(_, query)| query);
     let names = query.split('&').map(|pair| decode(pair.split('=').next().unwrap_or_default()));
     in_user || names.into_iter().any(|name| SECRETS.contains(&name.as_str()))
@@ -133,6 +163,7 @@ mod tests {
         for url in [
             "postgresql://u:p@h/d",
             "postgres://u:@h",
+            "postgresql://h?a=b&pass%77ord=x",
             "postgresql://h/d?user=u&password=p",
             "postgresql://h/d?pass%77ord=p",
             "host=h password=p",
@@ -150,12 +181,33 @@ mod tests {
             "postgresql://u@h:5432/d",
             "postgresql://h1:1,h2:2/?target_session_attrs=any",
             "postgresql:///d?host=/var/run/postgresql",
+            "postgresql://[::1]:5432/a?host=/x:y",
             "host=h user=u passfile=/x",
             "service=prod",
             "shop",
         ] {
             check(url).unwrap();
         }
+    }
+
+    #[test]
+    fn databases() {
+        for (uri, name) in [
+            ("postgresql://db", None),
+            ("postgresql://db/", None),
+            ("postgresql://db/shop", Some("shop")),
+            ("postgresql://u@db:1/a%20b%2Fc?sslmode=require", Some("a b/c")),
+            ("postgresql://?host=/run&dbname=x", Some("x")),
+            ("postgresql:///100%", Some("100%")),
+        ] {
+            assert_eq!(database(uri).as_deref(), name, "{uri}");
+        }
+        assert_eq!(
+            with_database("postgresql://u@db:1/old?dbname=x&sslmode=require", "a b"),
+            "postgresql://u@db:1/a%20b?sslmode=require"
+        );
+        assert_eq!(with_database("postgres://db", "x"), "postgres://db/x");
+        assert!(is_uri("postgres:///") && !is_uri("/srv/postgresql://x") && !is_uri("shop.dump"));
     }
 
     #[test]

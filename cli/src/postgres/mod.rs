@@ -32,5 +32,4 @@ pub mod timeline;
 pub mod tools;
 pub mod tree;
 pub mod update;
-pub mod url;
 pub mod user;

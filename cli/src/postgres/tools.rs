@@ -54,7 +54,7 @@ impl Server<'_> {
             }
             Server::Url(url) => {
                 let mut command = Command::new(program);
-                command.arg("--dbname").arg(super::url::with_database(url, database));
+                command.arg("--dbname").arg(super::conninfo::with_database(url, database));
                 command
             }
         };

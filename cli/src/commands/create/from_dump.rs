@@ -29,7 +29,7 @@ use crate::postgres::restore::{self, Contents, Loading};
 use crate::postgres::server::{self, State, StopHow};
 use crate::postgres::tools::{Server, refuse_interrupted};
 use crate::postgres::user::{self, OsUser};
-use crate::postgres::{initdb, role, url};
+use crate::postgres::{conninfo, initdb, role};
 
 /// A server that is started to be loaded writes much when it stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -110,7 +110,7 @@ impl FromDump {
         make::check_choice(&args.choice.database, &args.choice.table)?;
         let user = user::choose(args.run_as.as_deref().or(config.run_as.as_deref()))?;
         let mut warnings = Vec::new();
-        let looked = match from.to_str().filter(|text| url::is_url(text)) {
+        let looked = match from.to_str().filter(|text| conninfo::is_uri(text)) {
             Some(url) => ask(url, args, &mut warnings)?,
             None => look(context, Path::new(from), args)?,
         };
@@ -351,10 +351,10 @@ struct Looked {
 
 /// Asks a server what there is.
 fn ask(url: &str, args: &Create, warnings: &mut Vec<String>) -> Result<Looked> {
-    url::refuse_password(url)?;
+    conninfo::check(url)?;
     let pg_bin = args.binaries.pg_bin.as_deref();
     let newest = binaries::at_least(pg_bin, None)?;
-    let named = url::database(url);
+    let named = conninfo::database(url);
     let through = named.clone().unwrap_or_else(|| "postgres".into());
     let about = dump::about(&Server::Url(url), &newest, &through).map_err(|error| {
         error.within(format!("cannot get anything from {url}")).hint(
