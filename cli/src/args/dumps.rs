@@ -78,8 +78,8 @@ Examples:
   pgcowfs dump main -o /backup --every 24h --keep 7        by the daemon; `pgcowfs dumps` tells of them
   pgcowfs dump main -o /tmp/t --database shop --table 'public.order*'
 
-pg_dump runs on a fork that is made for it, with the lowest priority, and goes when it ends, however it ends: main's server \
-feels nothing but that. What is written is complete and durable when it has its name; else nothing is there. A directory has \
+pg_dump runs on a fork that is made for it, with the lowest priority, and goes when it ends, however it ends; main's own server \
+is asked for nothing. What is written is complete and durable when it has its name; else nothing is there. A directory has \
 pgcowfs-dump.json, globals.sql with the roles and the hashes of their passwords, and a directory of pg_dump's for each database; \
 a name that ends in .dump is a file in pg_dump's custom format. `pgcowfs restore` takes both.")]
 pub struct Dump {
