@@ -55,7 +55,7 @@ fn a_running_fork_goes_out_and_comes_back() {
     let dir = out.join("main");
     let done = store.json(["export", "main", &dir.display().to_string()]);
     assert_eq!((&done["recovers"], &done["fork"]), (&true.into(), &"main".into()), "{done}");
-    signal(load.id(), SIGINT);
+    signal(load.id(), SIGTERM);
     load.wait().expect("wait for pgbench");
     store.stop("main");
 
