@@ -190,7 +190,9 @@ impl Store {
     /// image in the WAL.
     #[track_caller]
     pub fn create_without_checksums(&self, name: &str, config: &str) {
-        self.ok(["create", name]);
+        // From version 18 on they are what one gets unasked.
+        let off = (Postgres::get().major() >= 18).then_some("--initdb-arg=--no-data-checksums");
+        self.ok(["create", name].into_iter().chain(off));
         self.configure(name, config);
     }
 

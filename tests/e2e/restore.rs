@@ -154,7 +154,8 @@ fn bad_dumps_to_restore() {
     refuses(&store, &["restore", str(&path("new.dump")), "x"], 6, &["new.dump", "newer pg_dump", "--pg-bin"]);
     // Its table of contents is whole, and its data is not.
     let bytes = fs::read(path("good.dump")).expect("read");
-    fs::write(path("cut.dump"), &bytes[..bytes.len() - 1000]).expect("write");
+    // (Version 18 may repeat the former at the end.)
+    fs::write(path("cut.dump"), &bytes[..bytes.len() / 4 * 3]).expect("write");
     refuses(&store, &["restore", str(&path("cut.dump")), "x"], 9, &["pg_restore"]);
     only(&store, &["main"]);
     let script = "--\n-- PostgreSQL database dump\n--\nSELECT 1;\nSELECT nothing;\n-- PostgreSQL database dump complete\n";

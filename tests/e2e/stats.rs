@@ -25,6 +25,8 @@ fn stats_of_each_fork_and_in_all() {
     store.create("main", QUIET);
     store.start("main");
     store.pgbench("main", ["-i", "-q", "-s", "1"]);
+    // Else a fork may have room where pages have yet to come.
+    store.sql("main", "postgres").run("CHECKPOINT").expect("a checkpoint");
     store.ok(["fork", "main", "busy"]);
     store.ok(["fork", "main", "idle"]);
     store.start("busy");
@@ -142,7 +144,9 @@ fn top_shows_who_is_busy() {
                 real(&forks[0], "write_bytes_per_s") > 8192.0 && real(&forks[0], "mean_us") > 0.0,
                 "{report}"
             );
-            assert!(real(&report["all"], "requests_per_s") >= real(&forks[0], "requests_per_s"), "{report}");
+            // The two are not looked at in the same moment.
+            let (all, main) = (real(&report["all"], "requests_per_s"), real(&forks[0], "requests_per_s"));
+            assert!(all >= 0.9 * main, "{report}");
             assert_eq!(forks[1]["name"], "calm", "{report}");
             break;
         }
