@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::connect::{self, When};
 use crate::postgres::relations::{self, Names, Relation};
-use crate::postgres::{binaries, schema, server};
+use crate::postgres::{binaries, schema, server, tools};
 use crate::protocol::{FileChangeRow, ForkRow, Request, Side};
 use crate::report::{Called, DiffReport, FileDiff, Pages, RelationDiff, SchemaDiff, SchemaReport};
 
@@ -180,10 +180,7 @@ fn compare_schemas(
     }
     let newer = if a.meta.pg_version > b.meta.pg_version { a } else { b };
     let own = binaries::find(newer.meta.pg_bin.as_deref(), Some(newer.meta.pg_version))?;
-    let Some(pg_dump) = binaries::client("pg_dump", &own) else {
-        return Err(Error::new(Kind::Environment, "there is no pg_dump on this machine")
-            .hint("install it (on Debian and Ubuntu: apt install postgresql-client)"));
-    };
+    let pg_dump = tools::client(&own, "pg_dump")?;
     let (user_a, user_b) = (user(a)?, user(b)?);
     let (at_a, at_b) = (address(a, &user_a), address(b, &user_b));
     let (in_a, in_b) = (schema::databases(&at_a)?, schema::databases(&at_b)?);

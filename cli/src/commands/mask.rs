@@ -23,6 +23,7 @@ use crate::meta::{How, Mask};
 use crate::postgres::binaries::{self, Binaries};
 use crate::postgres::residue::{self, Changed};
 use crate::postgres::server::{self, StopHow, failure_kind, log_tail};
+use crate::postgres::tools;
 use crate::postgres::tree::DirTree;
 use crate::postgres::user::OsUser;
 use crate::protocol::ForkRow;
@@ -125,10 +126,7 @@ pub fn apply(context: &Context, client: &mut Client, row: &ForkRow) -> Result<Ma
 }
 
 fn script(row: &ForkRow, owner: &OsUser, own: &Binaries, mask: &Mask, name: &str, text: &str) -> Result<()> {
-    let Some(psql) = binaries::client("psql", own) else {
-        return Err(Error::new(Kind::Environment, "there is no psql on this machine")
-            .hint("install it (on Debian and Ubuntu: apt install postgresql-client)"));
-    };
+    let psql = tools::client(own, "psql")?;
     let mut input = tempfile::tempfile().context(|| "cannot make a temporary file")?;
     input
         .write_all(text.as_bytes())

@@ -134,21 +134,7 @@ impl Daemon {
                     .cause("only who makes it can do that"));
                 }
                 // It may be another one by now, under the same name.
-                let meta = ForkMeta {
-                    port: own.port,
-                    socket_dir: own.socket_dir,
-                    listen: own.listen,
-                    keep_identity: own.keep_identity,
-                    new_timeline: own.new_timeline,
-                    follow: None,
-                    settings: own.settings,
-                    protection: None,
-                    upkeep: own.upkeep,
-                    origin: Origin::Fork,
-                    masks: own.masks,
-                    mask_forks: own.mask_forks,
-                    ..parent.meta
-                };
+                let meta = ForkMeta { follow: None, origin: Origin::Fork, ..in_place_of(own, parent.meta) };
                 check_user(&row, &parent.name, &meta)?;
                 return Ok((row, meta));
             }
@@ -157,21 +143,9 @@ impl Daemon {
                 // It is asked for before that is made, too.
                 let known = known.unwrap_or_else(|| own.clone());
                 check_user(&row, row.parent.as_deref().unwrap_or(fork), &known)?;
-                let meta = ForkMeta {
-                    port: own.port,
-                    socket_dir: own.socket_dir,
-                    listen: own.listen,
-                    keep_identity: own.keep_identity,
-                    new_timeline: own.new_timeline,
-                    settings: own.settings,
-                    protection: None,
-                    upkeep: own.upkeep,
-                    origin: spec.origin.clone().unwrap_or(own.origin),
-                    masks: if known.masks.is_empty() { own.masks } else { known.masks },
-                    mask_forks: own.mask_forks,
-                    ..known
-                };
-                return Ok((row, meta));
+                let origin = spec.origin.clone().unwrap_or(own.origin.clone());
+                let masks = if known.masks.is_empty() { &own.masks } else { &known.masks }.clone();
+                return Ok((row, ForkMeta { origin, masks, ..in_place_of(own, known) }));
             }
         }
         Ok((row, own))
@@ -307,6 +281,23 @@ impl Daemon {
         self.store.remove_snapshot(fork, label)?;
         log::info!("removed {fork}@{label}");
         Ok(())
+    }
+}
+
+/// What is kept about the fork `own` when it has become what `new` is.
+fn in_place_of(own: ForkMeta, new: ForkMeta) -> ForkMeta {
+    ForkMeta {
+        port: own.port,
+        socket_dir: own.socket_dir,
+        listen: own.listen,
+        keep_identity: own.keep_identity,
+        new_timeline: own.new_timeline,
+        settings: own.settings,
+        protection: None,
+        upkeep: own.upkeep,
+        masks: own.masks,
+        mask_forks: own.mask_forks,
+        ..new
     }
 }
 

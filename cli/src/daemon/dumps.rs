@@ -260,15 +260,8 @@ impl Daemon {
     }
 
     pub(super) fn dump_rows(&self, fork: Option<&str>) -> Result<Vec<DumpRow>> {
-        if let Some(fork) = fork {
-            self.info(fork)?;
-        }
         let mut rows = Vec::new();
-        for entry in self.store.entries() {
-            if fork.is_some_and(|fork| fork != entry.name) {
-                continue;
-            }
-            let Ok(meta) = ForkMeta::decode(&entry.name, &entry.meta) else { continue };
+        for (entry, meta) in self.metas(fork)? {
             let Some(schedule) = meta.upkeep.dump else { continue };
             rows.push(DumpRow {
                 dir: schedule.dir,

@@ -13,7 +13,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 use pgcowfs::base::{self, Scanned};
 use pgcowfs::check::scrub;
-use pgcowfs::{Fork, ForkInfo, Store};
+use pgcowfs::{Fork, ForkEntry, ForkInfo, Store};
 use serde::Serialize;
 
 use super::clients::{self, NoRequest};
@@ -544,6 +544,18 @@ impl Daemon {
             row.meta.protection = protection;
             Ok(())
         })
+    }
+
+    /// What is kept about a fork, or about each; what cannot be understood is left out.
+    pub(super) fn metas(&self, fork: Option<&str>) -> Result<Vec<(ForkEntry, ForkMeta)>> {
+        if let Some(fork) = fork {
+            self.info(fork)?;
+        }
+        let mut entries = self.store.entries();
+        entries.retain(|entry| fork.is_none_or(|fork| fork == entry.name));
+        let known =
+            |entry: ForkEntry| ForkMeta::decode(&entry.name, &entry.meta).ok().map(|meta| (entry, meta));
+        Ok(entries.into_iter().filter_map(known).collect())
     }
 
     /// Changes what is kept about a fork, unless `change` refuses.

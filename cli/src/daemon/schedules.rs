@@ -10,7 +10,7 @@ use pgcowfs::SnapshotInfo;
 
 use super::{Daemon, requests};
 use crate::error::Result;
-use crate::meta::{ForkMeta, Schedule};
+use crate::meta::Schedule;
 use crate::protocol::ScheduleRow;
 
 /// The label of a snapshot of this kind.
@@ -62,15 +62,8 @@ impl Daemon {
     }
 
     pub(super) fn schedule_rows(&self, fork: Option<&str>) -> Result<Vec<ScheduleRow>> {
-        if let Some(fork) = fork {
-            self.info(fork)?;
-        }
         let mut rows = Vec::new();
-        for entry in self.store.entries() {
-            if fork.is_some_and(|fork| fork != entry.name) {
-                continue;
-            }
-            let Ok(meta) = ForkMeta::decode(&entry.name, &entry.meta) else { continue };
+        for (entry, meta) in self.metas(fork)? {
             let Some(schedule) = meta.upkeep.schedule else { continue };
             let there = self.scheduled(&entry.name)?;
             rows.push(ScheduleRow {

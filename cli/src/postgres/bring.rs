@@ -32,6 +32,17 @@ pub struct Brought {
     pub written: u64,
 }
 
+impl Brought {
+    /// Turns encryption off where it cannot be used here.
+    pub fn check_ssl(&mut self, pgdata: &Path) -> Result<()> {
+        if let Some(warning) = import::check_ssl(pgdata)? {
+            self.settings.push(("ssl".into(), "off".into()));
+            self.warnings.push(warning);
+        }
+        Ok(())
+    }
+}
+
 /// Brings in `cluster`, whose postgresql.conf is `conf`. Runs as the fork's user.
 pub fn bring(cluster: &Cluster, conf: &Path, pgdata: &Path, ui: &Ui, way: Way) -> Result<Brought> {
     let mut brought = Brought::default();
@@ -46,10 +57,7 @@ pub fn bring(cluster: &Cluster, conf: &Path, pgdata: &Path, ui: &Ui, way: Way) -
     };
     import::link_tablespaces(pgdata, cluster.major)?;
     adopt::adopt(cluster, conf, &DirTree(pgdata.into()))?;
-    if let Some(warning) = import::check_ssl(pgdata)? {
-        brought.settings.push(("ssl".into(), "off".into()));
-        brought.warnings.push(warning);
-    }
+    brought.check_ssl(pgdata)?;
     // A base backup never is.
     if !cluster.control.clean && !pgdata.join("backup_label").exists() {
         let warning = "the source was not shut down cleanly; the first start recovers it";

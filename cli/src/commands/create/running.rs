@@ -16,9 +16,9 @@ use crate::postgres::cluster::Cluster;
 use crate::postgres::follow::{self, Keeping};
 use crate::postgres::primary::Primary;
 use crate::postgres::remote::Remote;
+use crate::postgres::standalone;
 use crate::postgres::tree::DirTree;
 use crate::postgres::user::{self, OsUser};
-use crate::postgres::{import, standalone};
 
 /// What it is copied for.
 #[derive(Clone, Copy)]
@@ -90,10 +90,7 @@ impl Server {
             brought.settings.extend(follow::settle(&tree, &self.remote, &standby.name, slot)?);
             brought.warnings.extend(self.synchronous_warning(standby));
         }
-        if let Some(warning) = import::check_ssl(making.pgdata)? {
-            brought.settings.push(("ssl".into(), "off".into()));
-            brought.warnings.push(warning);
-        }
+        brought.check_ssl(making.pgdata)?;
         Ok(brought)
     }
 
